@@ -1,0 +1,224 @@
+"""From a list of slices to a corpus: truth per slice, one vocabulary, gene tokens as training shards, a manifest at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from corpus.gene_ids import GeneAudit, load_gene_tables
+from corpus.gene_vocab import GeneConfig, GeneVocab, compute_gene_vocab, read_gene_vocab
+from corpus.readers import read_slice, slice_name
+from corpus.scales import EmbedCells, GeneScale, ScaleConfig, embedded_records, extract_gene_scale, token_records
+from corpus.shards import Record, RecordPlace, View, write_shards, write_view
+from corpus.slice import SliceSpec
+from corpus.truth import SliceTruth, read_truth, truth_of, write_truth
+from stofm.config import FrozenModel, parse_config
+from stofm.durable import claim_folder, file_sha256, read_json, require_folder, tree_digest, write_json, write_text
+from stofm.errors import ConfigError, DataError, FormatError
+
+CORPUS_KIND = "stofm-corpus/1"
+
+Track = Callable[[str], AbstractContextManager[None]]  # shows what is being worked on while its block runs
+Report = Callable[[str], None]
+
+
+class CorpusConfig(FrozenModel):
+    """`stofm build`: which slices, and how they are read."""
+
+    out: str = Field(description="Folder of the corpus.")
+    slices: list[SliceSpec] = Field(min_length=1)
+    genes: GeneConfig = Field(default_factory=GeneConfig)
+    scales: ScaleConfig = Field(default_factory=ScaleConfig)
+    min_share_of_counts: float = Field(0.0, ge=0, le=1, description="Slices with a smaller share of counts on mapped genes are refused.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> CorpusConfig:
+        names = [slice_name(spec) for spec in self.slices]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"slice_id {twice[0]!r} is used twice; expected one name per slice. Set `slice_id`.")
+        return self
+
+
+class Corpus:
+    """A finished corpus, opened for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        require_folder(folder, CORPUS_KIND, made_by="stofm build CONFIG")
+        if not (folder / "manifest.json").is_file():
+            raise ConfigError(f"corpus {folder}: found no manifest, so its build did not finish; expected one. Run `stofm build` again.")
+        self.folder = folder
+        self.manifest = read_json(folder / "manifest.json")
+        self.slice_ids: list[str] = [entry["slice_id"] for entry in self.manifest["slices"]]
+
+    @property
+    def corpus_id(self) -> str:
+        return str(self.manifest["corpus_id"])
+
+    @cached_property
+    def scales(self) -> ScaleConfig:
+        return parse_config(ScaleConfig, self.manifest["config"]["scales"], where=f"corpus {self.folder}")
+
+    @cached_property
+    def vocab(self) -> GeneVocab:
+        vocab = read_gene_vocab(self.folder / "gene_vocab.csv")
+        if vocab.sha256 != self.manifest["vocabulary_sha256"]:
+            raise FormatError(f"corpus {self.folder}: gene_vocab.csv is not the one it was built with. Build the corpus again.")
+        return vocab
+
+    def truth(self, slice_id: str) -> SliceTruth:
+        """Return a slice, checked against the hash in the manifest."""
+        entry = next(entry for entry in self.manifest["slices"] if entry["slice_id"] == slice_id)
+        path = _truth_path(self.folder, slice_id)
+        if not path.is_file() or file_sha256(path) != entry["truth_sha256"]:
+            raise FormatError(f"corpus {self.folder}: {path.name} is missing or changed. Build the corpus again.")
+        return read_truth(path)
+
+    def gene_scale(self, slice_id: str) -> GeneScale:
+        return _gene_scale(self.truth(slice_id), self.vocab, self.scales)
+
+    def token_view(self) -> View:
+        return View(self.folder / "views" / "tokens")
+
+
+def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext(), report: Report = lambda _: None) -> Corpus:
+    """Build a corpus, or finish one whose build was stopped; a finished one is left as it is.
+
+    Slices that were read before, from the same bytes with the same settings, are not read again. Equal inputs and
+    settings give equal bytes.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds something else, or a corpus of other settings.
+    DataError
+        If slices are refused; all others are kept for the next try, and no manifest is written.
+    """
+    folder = Path(config.out)
+    settings = config.digest(exclude={"out"})
+    claim_folder(folder, CORPUS_KIND)
+    if (folder / "manifest.json").is_file():
+        if read_json(folder / "manifest.json")["settings"] != settings:
+            raise ConfigError(f"output {folder}: found a corpus of other settings; expected these ones. Choose another `out`, or remove it.")
+        inputs = {name: _input_sha256(spec) for name, spec in _named(config)}
+        corpus = Corpus(folder)
+        changed = [entry["slice_id"] for entry in corpus.manifest["slices"] if inputs[entry["slice_id"]] != entry["input_sha256"]]
+        if changed:
+            raise DataError(f"slice {changed[0]!r}: its file changed since corpus {folder} was built. Choose another `out`, or remove it.")
+        report(f"corpus {folder} is complete: {len(corpus.slice_ids)} slices")
+        return corpus
+
+    write_text(folder / "config.yaml", config.to_yaml())
+    commits = _write_truths(config, folder, track, report)
+    with track("gene vocabulary"):
+        vocab = _find_vocab(config, folder)
+        write_text(folder / "gene_vocab.csv", vocab.to_csv())
+    entries, places = [], []
+    for name, _ in _named(config):
+        with track(f"{name}: gene tokens"):
+            scale = _gene_scale(read_truth(_truth_path(folder, name)), vocab, config.scales)
+            new = write_shards(folder / "views" / "tokens", name, token_records(scale, vocab, config.scales.sub_slices))
+            n_cells = commits[name]["n_cells"]
+            entries.append({**commits[name], "n_cells_without_gene": n_cells - len(scale.rows), "n_sub_slices": len(new)})
+            places += new
+    if not places:
+        raise DataError("no cell of any slice expresses a gene of the vocabulary; expected some. Check `genes`.")
+    write_view(folder / "views" / "tokens", places, meta={"vocabulary": vocab.sha256})
+    manifest = {
+        "format": CORPUS_KIND,
+        "config": config.model_dump(mode="json", exclude={"out"}),
+        "settings": settings,
+        "vocabulary_sha256": vocab.sha256,
+        "token_view": file_sha256(folder / "views" / "tokens" / "view.json"),
+        "slices": entries,
+    }
+    manifest["corpus_id"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    write_json(folder / "manifest.json", manifest)
+    return Corpus(folder)
+
+
+def embedded_shards(corpus: Corpus, folder: Path, slice_id: str, embed_cells: EmbedCells, *, encoder_id: str) -> list[RecordPlace]:
+    """Write the shards of one slice for the SE(2) transformer, unless they stand already; see `embedded_records`."""
+
+    def records() -> Iterator[Record]:
+        yield from embedded_records(corpus.gene_scale(slice_id), embed_cells, corpus.scales)
+
+    commit = folder / "commits" / f"{slice_id}.json"
+    made_from = {"corpus": corpus.corpus_id, "encoder": encoder_id}
+    if commit.is_file() and (found := read_json(commit))["made_from"] == made_from:
+        return [RecordPlace(**place) for place in found["places"]]
+    places = write_shards(folder, slice_id, records())
+    write_json(commit, {"made_from": made_from, "places": [asdict(place) for place in places]})
+    return places
+
+
+def _write_truths(config: CorpusConfig, folder: Path, track: Track, report: Report) -> dict[str, dict[str, Any]]:
+    """Bring every slice into the corpus; returns its commit record by slice."""
+    tables = load_gene_tables(config.genes.tables)
+    commits: dict[str, dict[str, Any]] = {}
+    errors: list[DataError] = []
+    for name, spec in _named(config):
+        path, commit_path = _truth_path(folder, name), folder / "commits" / f"{name}.json"
+        try:
+            with track(f"{name}: reading"):
+                made_from = {"input_sha256": _input_sha256(spec), "reader": spec.digest(), "genes": config.genes.tables.digest()}
+                if not commit_path.is_file() or not made_from.items() <= read_json(commit_path).items() or not path.is_file():
+                    truth, audit = truth_of(read_slice(spec), tables)
+                    _require_share(name, audit, config.min_share_of_counts)
+                    write_truth(path, truth)
+                    write_json(commit_path, {**made_from, "slice_id": name, "truth_sha256": file_sha256(path), "genes_audit": asdict(audit),
+                                             "n_cells": truth.counts.shape[0], "labels": sorted(truth.labels), "source": truth.source})  # fmt: skip
+                commits[name] = read_json(commit_path)
+        except DataError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        for error in errors:
+            report(str(error))
+        raise DataError(f"{len(errors)} of {len(config.slices)} slices were refused (each named above); expected none. Mend or remove them.")
+    return commits
+
+
+def _find_vocab(config: CorpusConfig, folder: Path) -> GeneVocab:
+    if config.genes.vocabulary is not None:
+        return read_gene_vocab(Path(config.genes.vocabulary))
+    truths = (read_truth(_truth_path(folder, name)) for name, _ in _named(config))
+    return compute_gene_vocab(((t.counts, t.human_ids, t.symbols) for t in truths), min_cells=config.genes.min_cells)
+
+
+def _require_share(name: str, audit: GeneAudit, least: float) -> None:
+    if audit.share_of_counts_mapped < least:
+        raise DataError(
+            f"slice {name!r}: {audit.share_of_counts_mapped:.1%} of its counts are on mapped genes (unmapped: {', '.join(audit.unmapped_examples[:5])}); "
+            f"expected at least {least:.1%}. Check `species` and `gene_id_column`, or lower `min_share_of_counts`."
+        )
+
+
+def _gene_scale(truth: SliceTruth, vocab: GeneVocab, scales: ScaleConfig) -> GeneScale:
+    return extract_gene_scale(truth.counts, truth.human_ids, truth.coords_um, vocab, scales.rank_value)
+
+
+def _named(config: CorpusConfig) -> list[tuple[str, SliceSpec]]:
+    return [(slice_name(spec), spec) for spec in config.slices]
+
+
+def _truth_path(folder: Path, slice_id: str) -> Path:
+    return folder / "slices" / f"{slice_id}.zarr.zip"
+
+
+def _input_sha256(spec: SliceSpec) -> str:
+    path = Path(spec.path)
+    if path.is_dir():
+        return tree_digest(path)
+    if not path.is_file():
+        raise DataError(f"slice {slice_name(spec)!r} ({path}): no such file; expected an AnnData .h5ad or a SpatialData .zarr. Check the path.")
+    return file_sha256(path)

@@ -1,0 +1,59 @@
+"""SpatialData stores: one table, placed by its own coordinates or by the shapes or points that it annotates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from corpus.slice import SliceSpec
+from stofm.errors import DataError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def read_spatialdata_zarr(spec: SliceSpec) -> AnnData:
+    """Read the table of a SpatialData store, coordinates in ``obsm[spec.spatial_key]``.
+
+    A table without that key takes the centroids of the element that it annotates, in the coordinate system "global".
+
+    Raises
+    ------
+    DataError
+        If the store is unreadable, has no table, or several and `spec.table` names none of them; or if a cell of the
+        table has no shape or point.
+    """
+    import spatialdata
+
+    if not any((Path(spec.path) / name).exists() for name in ("zarr.json", ".zgroup")):
+        raise DataError("found no zarr store; expected a SpatialData .zarr folder. Write it with SpatialData.write.")
+    try:
+        data = spatialdata.read_zarr(spec.path)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"not readable as SpatialData ({reason}); expected a whole .zarr store. Write it again with SpatialData.write.") from error
+    names = sorted(data.tables)
+    name = spec.table or (names[0] if len(names) == 1 else None)
+    if name not in names:
+        raise DataError(f"found tables {names}; expected {spec.table!r}. Name one of them with `table`." if spec.table or names
+                        else "found no table; expected one with counts. Aggregate the transcripts first.")  # fmt: skip
+    table: AnnData = data.tables[name]
+    if spec.spatial_key not in table.obsm:
+        table.obsm[spec.spatial_key] = _centroids(data, table)
+    return table
+
+
+def _centroids(data: SpatialData, table: AnnData):  # type: ignore[no-untyped-def]  # (n_cells, 2) float64, the units of "global"
+    """Place every row of a table at the centroid of the element instance that it annotates."""
+    import numpy as np
+    from spatialdata import get_centroids
+    from spatialdata.models import get_table_keys
+
+    regions, region_key, instance_key = get_table_keys(table)
+    coords = np.full((table.n_obs, 2), np.nan)
+    for region in [regions] if isinstance(regions, str) else regions:
+        is_here = (table.obs[region_key] == region).to_numpy()
+        centroids = get_centroids(data[region], coordinate_system="global").compute()[["x", "y"]]
+        coords[is_here] = centroids.reindex(table.obs.loc[is_here, instance_key].to_numpy()).to_numpy()
+    return coords

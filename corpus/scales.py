@@ -1,0 +1,107 @@
+"""The three scales of a slice, extracted: the same steps whether the slice goes into a corpus or to a finished model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+from scipy.sparse import csr_matrix
+
+from corpus.cell_order import content_keys, tissue_order
+from corpus.gene_vocab import GeneVocab
+from corpus.rank_value import RankValueConfig, rank_value_encode
+from corpus.shards import Record
+from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
+from corpus.sub_slices import SubSliceConfig, cut_sub_slices
+from corpus.virtual_cells import VirtualCellConfig, VirtualCells, make_virtual_cells
+from stofm.config import FrozenModel
+from stofm.fields import (CELL_EMBEDDINGS, COORDS_UM, GENE_TOKENS, N_TOKENS, ROWS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS,
+                          VIRTUAL_OF_CELL, VIRTUAL_SIZES)  # fmt: skip
+from stofm.gene_tokens import GeneTokens
+
+EmbedCells = Callable[[GeneTokens], FloatArray]  # gene tokens of n cells -> (n, 256) float32 cell embeddings, unit length
+
+
+class ScaleConfig(FrozenModel):
+    """How the three scales are extracted; a model carries these settings and applies them to every new slice."""
+
+    rank_value: RankValueConfig = Field(default_factory=RankValueConfig)
+    sub_slices: SubSliceConfig = Field(default_factory=SubSliceConfig)
+    virtual_cells: VirtualCellConfig = Field(default_factory=VirtualCellConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class GeneScale:
+    """The gene scale of one slice, its cells in tissue order; cells that express no gene of the vocabulary are left out.
+
+    Attributes
+    ----------
+    rows : (n,) int64
+        Row of each cell in the slice.
+    keys : (n,) uint64
+        Content of each cell.
+    tokens : GeneTokens of n cells
+    coords_um : (n, 2) float64, micrometres
+    """
+
+    rows: IntArray
+    keys: np.ndarray
+    tokens: GeneTokens
+    coords_um: FloatArray
+
+
+def extract_gene_scale(counts: csr_matrix, human_ids: StrArray, coords_um: FloatArray, vocab: GeneVocab, config: RankValueConfig) -> GeneScale:
+    """Count the vocabulary's genes in every cell and encode them."""
+    of_vocab = vocab.count(counts, human_ids)
+    has_tokens: BoolArray = np.diff(of_vocab.indptr) > 0
+    kept = np.flatnonzero(has_tokens)
+    if not len(kept):
+        empty = GeneTokens(np.zeros(0, np.uint32), np.zeros(1, np.int64))
+        return GeneScale(kept, np.zeros(0, np.uint64), empty, coords_um[kept])
+    keys = content_keys(of_vocab)[kept]
+    order = tissue_order(keys, coords_um[kept])
+    rows = kept[order]
+    tokens = rank_value_encode(of_vocab[rows], vocab.medians, max_tokens=config.max_tokens)
+    return GeneScale(rows, keys[order], tokens, coords_um[rows])
+
+
+def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) -> Iterator[Record]:
+    """Yield one record per sub-slice for training the cell encoder: gene tokens and places."""
+    dtype = np.uint16 if vocab.n_tokens <= np.iinfo(np.uint16).max else np.uint32
+    for members in cut_sub_slices(scale.coords_um, scale.keys, n_cells=config.n_cells):
+        tokens = scale.tokens.take(members)
+        yield {
+            ROWS: scale.rows[members].astype(np.uint32),
+            COORDS_UM: _centred(scale.coords_um[members])[0],
+            GENE_TOKENS: tokens.tokens.astype(dtype),
+            N_TOKENS: tokens.lengths.astype(np.uint16),
+        }, len(members), int(tokens.lengths.max())
+
+
+def embedded_records(scale: GeneScale, embed_cells: EmbedCells, config: ScaleConfig) -> Iterator[Record]:
+    """Yield one record per sub-slice for the SE(2) transformer: cell embeddings, places and the virtual cells of the slice."""
+    embeddings = embed_cells(scale.tokens).astype(np.float16)  # rounded before the virtual cells are made from them
+    virtual = make_virtual_cells(scale.coords_um, embeddings.astype(np.float32), config.virtual_cells)
+    for members in cut_sub_slices(scale.coords_um, scale.keys, n_cells=config.sub_slices.n_cells):
+        yield {ROWS: scale.rows[members].astype(np.uint32), **sub_slice_arrays(scale, embeddings, virtual, members)}, len(members), 0
+
+
+def sub_slice_arrays(scale: GeneScale, embeddings: FloatArray, virtual: VirtualCells, members: IntArray) -> dict[str, np.ndarray]:
+    """Return what the SE(2) transformer reads of one sub-slice, places relative to its centre (see `stofm.fields`)."""
+    coords, centre = _centred(scale.coords_um[members])
+    return {
+        COORDS_UM: coords,
+        CELL_EMBEDDINGS: embeddings[members],
+        VIRTUAL_OF_CELL: virtual.of_cell[members].astype(np.uint16),
+        VIRTUAL_COORDS_UM: (virtual.coords_um - centre).astype(np.float32),
+        VIRTUAL_EMBEDDINGS: virtual.embeddings,
+        VIRTUAL_SIZES: virtual.sizes.astype(np.uint32),
+    }
+
+
+def _centred(coords_um: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Places relative to their mean, (n, 2) float32, and the mean, (2,) float64; micrometres."""
+    centre = coords_um.mean(axis=0)
+    return (coords_um - centre).astype(np.float32), centre

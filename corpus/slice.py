@@ -1,0 +1,153 @@
+"""The `Slice` contract: counts that are counts, a place in micrometres for every cell, and where it all came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.sparse import csr_matrix
+from scipy.spatial import cKDTree
+
+from stofm.config import FrozenModel
+from stofm.errors import DataError
+
+FloatArray = NDArray[np.floating]
+IntArray = NDArray[np.integer]
+BoolArray = NDArray[np.bool_]
+StrArray = NDArray[np.str_]
+
+Species = Literal["human", "mouse"]
+
+UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
+               "micrometers": 1.0, "micrometres": 1.0, "nm": 1e-3, "mm": 1e3, "millimeter": 1e3, "millimetre": 1e3}  # fmt: skip
+USUAL_SPACING_UM = (1.0, 100.0)  # median distance to the nearest neighbour in every published technology below spot arrays
+
+
+class SliceSpec(FrozenModel):
+    """How to read one slice; everything but the path has a default that is checked against the file."""
+
+    path: str = Field(description="AnnData .h5ad or SpatialData .zarr.")
+    slice_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="Name in the corpus; default: the file's stem.")
+    species: Literal["auto", "human", "mouse"] = Field("auto", description="auto: read from the Ensembl ids or symbols.")
+    um_per_unit: float | None = Field(None, gt=0, allow_inf_nan=False, description="Micrometres per unit of the stored coordinates.")
+    spatial_key: str = Field("spatial", description="obsm key of the coordinates.")
+    counts_layer: str | None = Field(None, description="Layer that holds raw counts; default: X.")
+    gene_id_column: str | None = Field(None, description="var column with Ensembl ids; default: found by content.")
+    table: str | None = Field(None, description="SpatialData: which table; default: the only one.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Label name -> obs column that must exist, e.g. region: layer.")
+    donor: str | None = Field(None, description="Donor or animal; splits keep donors apart.")
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One tissue section, validated.
+
+    Attributes
+    ----------
+    slice_id : str
+        Name, unique in a corpus.
+    counts : (n_cells, n_genes) CSR, molecules
+        Raw counts: finite, non-negative, whole.
+    gene_names : (n_genes,) str
+        As the source spells them.
+    ensembl_ids : (n_genes,) str
+        Ensembl ids of the slice's species, without version; "" where the source gives none.
+    coords_um : (n_cells, 2) float64, micrometres
+        Position of every cell, finite.
+    species : {"human", "mouse"}
+        Whose genes these are.
+    labels : {name: (n_cells,) str}
+        Annotations such as region and cell_type; "" where missing.
+    source : {str: str | float}
+        Where the slice came from and how it was read.
+    """
+
+    slice_id: str
+    counts: csr_matrix
+    gene_names: StrArray
+    ensembl_ids: StrArray
+    coords_um: FloatArray
+    species: Species
+    labels: Mapping[str, StrArray] = field(default_factory=dict)
+    source: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def n_cells(self) -> int:
+        return int(self.counts.shape[0])
+
+    def __post_init__(self) -> None:
+        n_cells, n_genes = self.counts.shape
+        require_cells(n_cells, n_genes)
+        require_counts(self.counts.data)
+        require_coordinates(self.coords_um, n_cells)
+        assert self.gene_names.shape == self.ensembl_ids.shape == (n_genes,)
+        assert all(values.shape == (n_cells,) for values in self.labels.values())
+
+
+def require_cells(n_cells: int, n_genes: int) -> None:
+    """Raise `DataError` if there is nothing to read."""
+    if n_cells == 0 or n_genes == 0:
+        raise DataError(f"empty slice: found {n_cells} cells and {n_genes} genes; expected at least one of each. Remove it from the list.")
+
+
+def require_counts(values: NDArray[np.number]) -> None:
+    """Raise `DataError` unless every entry is a finite, non-negative whole number."""
+    is_bad = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
+    if is_bad.any():
+        raise DataError(
+            f"counts: found {values[is_bad][0]:g} among {int(is_bad.sum())} entries that are no counts; expected raw molecule counts "
+            "(whole, not negative). Name the layer that holds them with `counts_layer`."
+        )
+
+
+def require_coordinates(coords: FloatArray, n_cells: int) -> None:
+    """Raise `DataError` unless `coords` is one finite (x, y) per cell."""
+    if coords.shape != (n_cells, 2):
+        raise DataError(f"coordinates have shape {coords.shape}; expected ({n_cells}, 2). Keep x and y of one section in the file.")
+    n_bad = int((~np.isfinite(coords)).any(axis=1).sum())
+    if n_bad:
+        first = int(np.flatnonzero((~np.isfinite(coords)).any(axis=1))[0])
+        raise DataError(f"coordinates: found NaN or infinity in {n_bad} cells, first in row {first}; expected a place for every cell. "
+                        "Drop those cells, or place them.")  # fmt: skip
+
+
+def to_micrometres(coords: FloatArray, *, declared_unit: str | None, um_per_unit: float | None) -> tuple[FloatArray, float]:
+    """Convert coordinates to micrometres by the setting, else by the unit the file declares, else if their spacing is that of cells.
+
+    Returns
+    -------
+    (n_cells, 2) float64, micrometres ; float, micrometres per stored unit
+
+    Raises
+    ------
+    DataError
+        If the file declares a unit without a length (pixels), or none at all and the median distance to the nearest
+        neighbour is not one of cells in micrometres.
+    """
+    spacing = nearest_spacing(coords)
+    remedy = "Set `um_per_unit` for this slice (command line: --um-per-unit)."
+    if um_per_unit is not None:
+        return coords * um_per_unit, um_per_unit
+    word = declared_unit.split()[0].lower().strip("(),;") if declared_unit and declared_unit.strip() else None
+    if word in UM_PER_UNIT:
+        return coords * UM_PER_UNIT[word], UM_PER_UNIT[word]
+    if word and (word.startswith("pixel") or word == "px"):
+        raise DataError(f"coordinates are declared as {declared_unit!r}, nearest cells {spacing:.4g} apart; expected micrometres. {remedy}")
+    low, high = USUAL_SPACING_UM
+    if not low <= spacing <= high:
+        raise DataError(
+            f"coordinates declare no unit and nearest cells are {spacing:.4g} apart (median); expected {low:g} to {high:g} micrometres. {remedy}"
+        )
+    return coords, 1.0
+
+
+def nearest_spacing(coords: FloatArray) -> float:
+    """Return the median distance from a cell to its nearest neighbour at another place; 0 if there is no second place."""
+    places = np.unique(coords[np.isfinite(coords).all(axis=1)], axis=0)
+    if len(places) < 2:
+        return 0.0
+    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1]))

@@ -1,0 +1,123 @@
+"""The four objectives, each as a sum over its targets; dividing by global counts is left to the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stofm.batch import SubSliceBatch
+from stofm.heads import CellHead, PairHead
+
+if TYPE_CHECKING:
+    from stofm.cell_encoder import CellEncoder
+    from stofm.se2_transformer import SE2Transformer
+
+Sums = dict[str, Tensor]  # objective -> 0-d sum over its targets
+
+
+class _OnDevice:
+    """A frozen dataclass of tensors and batches that moves as one."""
+
+    def to(self, device: torch.device) -> Any:
+        """Return the same on `device`."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class CellPairBatch(_OnDevice):
+    """Two differently masked passes of the same B cells.
+
+    Attributes
+    ----------
+    tokens : (2B, T) int64
+        First pass of all cells, then the second.
+    is_hidden : (2B, T) bool
+    hidden_tokens : (number hidden,) int64
+        The true tokens, in the order of ``is_hidden``.
+    """
+
+    tokens: Tensor
+    is_hidden: Tensor
+    hidden_tokens: Tensor
+
+    def counts(self) -> dict[str, int]:
+        """Targets of each objective."""
+        return {"mgm": len(self.hidden_tokens), "contrastive": len(self.tokens) // 2}
+
+
+class EncoderObjectives(nn.Module):
+    """Masked gene modeling and the contrastive loss over two passes of a cell.
+
+    Notes
+    -----
+    Source: domain adaptation of SToFM. Its contrastive loss is not specified; ours is SimCSE's (Gao et al. 2021): the
+    other pass of the same cell is the positive, the other cells of the micro-batch are the negatives.
+    """
+
+    def __init__(self, encoder: CellEncoder, *, temperature: float) -> None:
+        super().__init__()
+        self.encoder, self.temperature = encoder, temperature
+        width = encoder.bert.config.hidden_size
+        self.gene_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.gene_bias = nn.Parameter(torch.zeros(encoder.n_tokens))
+
+    def forward(self, batch: CellPairBatch) -> Sums:
+        """Return the sums of ``mgm`` (cross-entropy) and ``contrastive``."""
+        hidden = self.encoder.hidden(batch.tokens)  # (2B, T, width)
+        genes = self.encoder.bert.embeddings.word_embeddings.weight  # (ids, width), shared with the input
+        logits = F.linear(self.gene_head(hidden[batch.is_hidden]), genes, self.gene_bias)
+        first, second = self.encoder.embed(hidden).float().chunk(2)  # each (B, 256)
+        alike = first @ second.mT / self.temperature  # (B, B)
+        own = torch.arange(len(alike), device=alike.device)
+        contrastive = (F.cross_entropy(alike, own, reduction="sum") + F.cross_entropy(alike.mT, own, reduction="sum")) / 2
+        return {"mgm": F.cross_entropy(logits.float(), batch.hidden_tokens, reduction="sum"), "contrastive": contrastive}
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedBatch(_OnDevice):
+    """Masked sub-slices and the truth.
+
+    Attributes
+    ----------
+    seen : SubSliceBatch
+    predicted : (M, 2) int64
+        Sub-slice and cell of every embedding to predict.
+    embeddings : (M, 256) float32
+        The true embeddings.
+    pairs : (P, 3) int64
+        Sub-slice, moved cell and neighbour of every distance to recover.
+    pair_distances : (P,) float32
+        The true distances, in units of the local spacing.
+    """
+
+    seen: SubSliceBatch
+    predicted: Tensor
+    embeddings: Tensor
+    pairs: Tensor
+    pair_distances: Tensor
+
+    def counts(self) -> dict[str, int]:
+        """Targets of each objective."""
+        return {"mcm": len(self.predicted), "pdr": len(self.pairs)}
+
+
+class SE2Objectives(nn.Module):
+    """Masked cell modeling (cosine) and pairwise distance recovery (squared error)."""
+
+    def __init__(self, transformer: SE2Transformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.cell_head, self.pair_head = CellHead(), PairHead(transformer.config.n_heads)
+
+    def forward(self, batch: MaskedBatch) -> Sums:
+        """Return the sums of ``mcm`` (1 - cosine) and ``pdr``."""
+        out = self.transformer(batch.seen)
+        b, i = batch.predicted.unbind(1)
+        cosine = (self.cell_head(out.cell_repr[b, i]).float() * batch.embeddings).sum(-1)
+        b, i, j = batch.pairs.unbind(1)
+        distances = self.pair_head(out.pair_repr[b, :, i, j]).float()
+        return {"mcm": (1 - cosine).sum(), "pdr": ((distances - batch.pair_distances) ** 2).sum()}

@@ -1,0 +1,58 @@
+"""What the SE(2) transformer reads: sub-slices padded to one size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, EMBEDDING_DIM, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS
+
+
+@dataclass(frozen=True, eq=False)
+class SubSliceBatch:
+    """B sub-slices of at most N cells: real cells first, then virtual cells, then padding.
+
+    Attributes
+    ----------
+    cell_embeddings : (B, N, 256) float32
+    coords_um : (B, N, 2) float32, micrometres
+    is_virtual : (B, N) bool
+    is_padding : (B, N) bool
+    is_masked : (B, N) bool
+        Cells whose embedding is hidden from the model; it reads its learned mask vector instead.
+    """
+
+    cell_embeddings: Tensor
+    coords_um: Tensor
+    is_virtual: Tensor
+    is_padding: Tensor
+    is_masked: Tensor
+
+    @property
+    def is_cell(self) -> Tensor:
+        """(B, N) bool, real cells."""
+        return ~(self.is_virtual | self.is_padding)
+
+    def to(self, device: torch.device | str) -> SubSliceBatch:
+        """Return the batch on `device`."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def collate(sub_slices: Sequence[Mapping[str, np.ndarray]]) -> SubSliceBatch:
+    """Pad sub-slices (arrays named as in `stofm.fields`) to the largest of them; ``is_masked`` is taken where present."""
+    sizes = [(len(one[COORDS_UM]), len(one[VIRTUAL_COORDS_UM])) for one in sub_slices]
+    B, N = len(sizes), max(n + v for n, v in sizes)
+    embeddings = np.zeros((B, N, EMBEDDING_DIM), np.float32)
+    coords = np.zeros((B, N, 2), np.float32)
+    is_virtual, is_padding, is_masked = np.zeros((B, N), bool), np.ones((B, N), bool), np.zeros((B, N), bool)
+    for b, (one, (n, v)) in enumerate(zip(sub_slices, sizes, strict=True)):
+        embeddings[b, :n], embeddings[b, n : n + v] = one[CELL_EMBEDDINGS], one[VIRTUAL_EMBEDDINGS]
+        coords[b, :n], coords[b, n : n + v] = one[COORDS_UM], one[VIRTUAL_COORDS_UM]
+        is_virtual[b, n : n + v] = True
+        is_padding[b, : n + v] = False
+        is_masked[b, :n] = one.get("is_masked", False)
+    return SubSliceBatch(*map(torch.from_numpy, (embeddings, coords, is_virtual, is_padding, is_masked)))

@@ -1,0 +1,145 @@
+"""Gene scale: transformers' BERT over a cell's ranked genes, and a 256-d unit vector read at `<cls>`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stofm.config import FrozenModel
+from stofm.errors import CheckpointError
+from stofm.fields import EMBEDDING_DIM, PAD_TOKEN
+from stofm.gene_tokens import GeneTokens
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+BERT_FOLDER, HEAD_STEM = "cell_bert", "cell_proj"  # the published names
+
+
+class CellEncoderConfig(FrozenModel):
+    """Sizes of a cell encoder that is trained from scratch."""
+
+    n_layers: int = Field(6, ge=1)
+    width: int = Field(256, ge=1)
+    n_heads: int = Field(4, ge=1)
+    ffn_dim: int = Field(512, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class CellEncoder(nn.Module):
+    """Gene tokens of cells in, unit vectors out."""
+
+    def __init__(self, bert_config: BertConfig) -> None:
+        from transformers import BertModel
+
+        super().__init__()
+        self.bert = BertModel(bert_config, add_pooling_layer=False)
+        self.proj = nn.Linear(bert_config.hidden_size, EMBEDDING_DIM)
+
+    @classmethod
+    def from_scratch(cls, config: CellEncoderConfig, *, n_tokens: int, max_tokens: int) -> CellEncoder:
+        """Make an untrained encoder for a vocabulary of `n_tokens` ids and cells of at most `max_tokens` genes and `<cls>`."""
+        from transformers import BertConfig
+
+        return cls(
+            BertConfig(
+                vocab_size=n_tokens,
+                hidden_size=config.width,
+                num_hidden_layers=config.n_layers,
+                num_attention_heads=config.n_heads,
+                intermediate_size=config.ffn_dim,
+                max_position_embeddings=max_tokens + 1,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
+                pad_token_id=PAD_TOKEN,
+                type_vocab_size=2,
+            )
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> CellEncoder:
+        """Load ``cell_bert/`` (a BertModel folder) and ``cell_proj.safetensors`` or the published ``cell_proj.bin``.
+
+        Sizes are read from the files; nothing pickled is executed.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing, damaged or of another shape.
+        """
+        from transformers import BertModel
+
+        try:
+            bert, info = BertModel.from_pretrained(folder / BERT_FOLDER, add_pooling_layer=False, local_files_only=True, output_loading_info=True)
+            if info["missing_keys"] or info["mismatched_keys"]:
+                raise ValueError(f"weights missing or misshapen: {sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))[:3]}")
+            encoder = cls(bert.config)
+            encoder.bert = bert
+            encoder.proj.load_state_dict(_read_head(folder / HEAD_STEM))
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"cell encoder {folder}: {reason}; expected {BERT_FOLDER}/ and {HEAD_STEM}.safetensors or .bin. "
+                                  "Name a folder that holds both.") from error  # fmt: skip
+        return encoder
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder as `from_folder` reads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.bert.save_pretrained(folder / BERT_FOLDER)
+        save_file({name: value.detach().cpu() for name, value in self.proj.state_dict().items()}, folder / f"{HEAD_STEM}.safetensors")
+
+    @property
+    def n_tokens(self) -> int:
+        """Ids of the vocabulary that the encoder was made for."""
+        return int(self.bert.config.vocab_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """Genes of a cell that the encoder reads at most, beside `<cls>`."""
+        return int(self.bert.config.max_position_embeddings) - 1
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Map (B, T) int64 tokens, `<cls>` first and padded at the end, to (B, T, width) states."""
+        return self.bert(input_ids=tokens, attention_mask=(tokens != PAD_TOKEN).long()).last_hidden_state
+
+    def embed(self, hidden: Tensor) -> Tensor:
+        """Map (B, T, width) states to (B, 256) unit vectors, read at `<cls>`."""
+        return nn.functional.normalize(self.proj(hidden[:, 0]), dim=-1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (B, T) int64 tokens, `<cls>` first and padded at the end, to (B, 256) unit vectors."""
+        return self.embed(self.hidden(tokens))
+
+
+@torch.inference_mode()
+def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tokens_per_batch: int = 65_536) -> NDArray[np.float32]:
+    """Embed any number of cells, short with short, so that little is padding.
+
+    Returns
+    -------
+    (n, 256) float32, unit length
+        In the order of the cells.
+    """
+    device = next(encoder.parameters()).device
+    embeddings = np.empty((len(tokens.lengths), EMBEDDING_DIM), np.float32)
+    by_length = np.argsort(tokens.lengths, kind="stable")
+    start = 0
+    while start < len(by_length):
+        ends = (np.arange(1, len(by_length) - start + 1) * (tokens.lengths[by_length[start:]] + 1) <= tokens_per_batch).sum()
+        cells = by_length[start : start + max(1, int(ends))]
+        embeddings[cells] = encoder(torch.from_numpy(tokens.padded(cells, cls_token=cls_token)).to(device)).float().cpu().numpy()
+        start += len(cells)
+    return embeddings
+
+
+def _read_head(stem: Path) -> dict[str, Tensor]:
+    safe, published = stem.with_suffix(".safetensors"), stem.with_suffix(".bin")
+    return load_file(safe) if safe.is_file() else torch.load(published, map_location="cpu", weights_only=True)

@@ -1,0 +1,40 @@
+"""Errors that a user can act on: *where: what was found; what was expected. What to do.*"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StofmError(Exception):
+    """Base of every error that the command line shows in one line, without a traceback."""
+
+    def __str__(self) -> str:
+        """The address notes, outermost first, in front of the message."""
+        return ": ".join([*reversed(getattr(self, "__notes__", [])), super().__str__()])
+
+
+class ConfigError(StofmError):
+    """A setting, an argument or a folder is not what the command needs."""
+
+
+class DataError(StofmError):
+    """A slice or an embedding breaks its contract."""
+
+
+class FormatError(StofmError):
+    """A file is not in the format that its place promises, or is damaged."""
+
+
+class CheckpointError(StofmError):
+    """A checkpoint is damaged, or belongs to another run, model or vocabulary."""
+
+
+@contextmanager
+def located(address: str) -> Iterator[None]:
+    """Put `address` in front of any `StofmError` that passes through."""
+    try:
+        yield
+    except StofmError as error:
+        error.add_note(address)
+        raise

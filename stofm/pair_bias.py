@@ -1,0 +1,58 @@
+"""Pair bias: what the distance of two cells adds to their attention, one number per head."""
+
+from __future__ import annotations
+
+import torch
+from e3nn.math import soft_one_hot_linspace
+from torch import Tensor, nn
+
+from stofm.batch import SubSliceBatch
+from stofm.geometry import Pairs
+
+FARTHEST_UM = 20_000.0  # distances beyond two centimetres, wider than any slide, look alike
+
+
+class PairBias(nn.Module):
+    """A learned function of distance, evaluated on the pairs that exist; three learned constants for all other entries.
+
+    Distances enter as ``log(1 + d / length_um)`` through K Gaussians (e3nn's radial basis), so that 10 um between
+    neighbours and 5 mm between ends of a tissue are both resolved, and a distance means the same in every slice.
+    Pairs without a neighbour relation get a constant per head, which starts between 0 (a head that looks everywhere)
+    and -8 (one that sees neighbours only); so does a cell's pair with itself. Distance 0 between two cells is a distance.
+
+    Parameters
+    ----------
+    n_heads : int
+        H.
+    n_radial : int
+        K.
+    length_um : float
+        Micrometres; the resolution is finest below it.
+    """
+
+    def __init__(self, n_heads: int, n_radial: int, length_um: float) -> None:
+        super().__init__()
+        self.n_radial, self.length_um = n_radial, length_um
+        self.farthest = float(torch.log1p(torch.tensor(FARTHEST_UM / length_um)))
+        self.mlp = nn.Sequential(nn.Linear(n_radial, n_radial), nn.GELU(), nn.Linear(n_radial, n_heads))
+        self.apart = nn.Parameter(torch.linspace(-8.0, 0.0, n_heads))
+        self.itself = nn.Parameter(torch.zeros(n_heads))
+        self.with_virtual = nn.Parameter(torch.zeros(n_heads))
+
+    def of_distance(self, distance_um: Tensor) -> Tensor:
+        """Map (E,) distances in micrometres to (E, H) biases."""
+        u = torch.log1p(distance_um / self.length_um).clamp(max=self.farthest)
+        basis = soft_one_hot_linspace(u, 0.0, self.farthest, self.n_radial, basis="gaussian", cutoff=False)  # (E, K)
+        return self.mlp(basis)
+
+    def forward(self, batch: SubSliceBatch, pairs: Pairs) -> Tensor:
+        """Return the bias of every entry, (B, H, N, N); columns of padding are -inf."""
+        B, N = batch.is_padding.shape
+        value = self.of_distance(pairs.distance_um)  # (E, H)
+        has_virtual = batch.is_virtual[pairs.batch, pairs.first] | batch.is_virtual[pairs.batch, pairs.second]
+        value = value + has_virtual[:, None] * self.with_virtual
+        bias = self.apart.expand(B, N, N, -1).index_put((pairs.batch, pairs.first, pairs.second), value)
+        bias = bias.index_put((pairs.batch, pairs.second, pairs.first), value)  # (B, N, N, H)
+        itself = torch.arange(N, device=bias.device)
+        bias = bias.index_put((itself.new_tensor(range(B))[:, None], itself, itself), self.itself)
+        return bias.permute(0, 3, 1, 2).masked_fill(batch.is_padding[:, None, None, :], -torch.inf)

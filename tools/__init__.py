@@ -1,0 +1,1 @@
+"""The command line, which composes everything and which nothing imports."""
