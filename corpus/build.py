@@ -108,7 +108,7 @@ def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext()
     if (folder / "manifest.json").is_file():
         if read_json(folder / "manifest.json")["settings"] != settings:
             raise ConfigError(f"output {folder}: found a corpus of other settings; expected these ones. Choose another `out`, or remove it.")
-        inputs = {name: _input_sha256(spec) for name, spec in _named(config)}
+        inputs = {name: input_sha256(spec) for name, spec in _named(config)}
         corpus = Corpus(folder)
         changed = [entry["slice_id"] for entry in corpus.manifest["slices"] if inputs[entry["slice_id"]] != entry["input_sha256"]]
         if changed:
@@ -169,7 +169,7 @@ def _write_truths(config: CorpusConfig, folder: Path, track: Track, report: Repo
         path, commit_path = _truth_path(folder, name), folder / "commits" / f"{name}.json"
         try:
             with track(f"{name}: reading"):
-                made_from = {"input_sha256": _input_sha256(spec), "reader": spec.digest(), "genes": config.genes.tables.digest()}
+                made_from = {"input_sha256": input_sha256(spec), "reader": spec.digest(), "genes": config.genes.tables.digest()}
                 if not commit_path.is_file() or not made_from.items() <= read_json(commit_path).items() or not path.is_file():
                     truth, audit = truth_of(read_slice(spec), tables)
                     _require_share(name, audit, config.min_share_of_counts)
@@ -182,8 +182,8 @@ def _write_truths(config: CorpusConfig, folder: Path, track: Track, report: Repo
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        for error in errors:
-            report(str(error))
+        for refusal in errors:
+            report(str(refusal))
         raise DataError(f"{len(errors)} of {len(config.slices)} slices were refused (each named above); expected none. Mend or remove them.")
     return commits
 
@@ -198,7 +198,8 @@ def _find_vocab(config: CorpusConfig, folder: Path) -> GeneVocab:
 def _require_share(name: str, audit: GeneAudit, least: float) -> None:
     if audit.share_of_counts_mapped < least:
         raise DataError(
-            f"slice {name!r}: {audit.share_of_counts_mapped:.1%} of its counts are on mapped genes (unmapped: {', '.join(audit.unmapped_examples[:5])}); "
+            f"slice {name!r}: {audit.share_of_counts_mapped:.1%} of its counts are on mapped genes "
+            f"(unmapped: {', '.join(audit.unmapped_examples[:5])}); "
             f"expected at least {least:.1%}. Check `species` and `gene_id_column`, or lower `min_share_of_counts`."
         )
 
@@ -215,7 +216,8 @@ def _truth_path(folder: Path, slice_id: str) -> Path:
     return folder / "slices" / f"{slice_id}.zarr.zip"
 
 
-def _input_sha256(spec: SliceSpec) -> str:
+def input_sha256(spec: SliceSpec) -> str:
+    """Return the sha256 of the file or folder that a slice is read from."""
     path = Path(spec.path)
     if path.is_dir():
         return tree_digest(path)

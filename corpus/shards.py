@@ -58,7 +58,7 @@ def write_shards(folder: Path, slice_id: str, records: Iterable[Record]) -> list
                 data = save(dict(sorted(arrays.items())))
                 member = tarfile.TarInfo(f"{key}.{SUFFIX}")  # time, owner and group stay 0: equal records, equal bytes
                 member.size = len(data)
-                offset = shard.offset + tarfile.BLOCKSIZE  # type: ignore[attr-defined]  # where the next member's data will start
+                offset = shard.offset + tarfile.BLOCKSIZE  # where the next member's data will start
                 shard.addfile(member, io.BytesIO(data))
                 places.append(RecordPlace(key, slice_id, name, offset, len(data), xxhash.xxh3_64_hexdigest(data), n_cells, longest))
     return places

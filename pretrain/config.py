@@ -59,7 +59,7 @@ class PretrainConfig(FrozenModel):
     out: str = Field(description="Folder of the run; the model will be in its `model/`.")
     seed: int = 0
     cell_encoder: CellEncoderConfig = Field(default_factory=CellEncoderConfig)
-    cell_encoder_folder: str | None = Field(None, description="Start from this encoder (cell_bert/ and cell_proj); the corpus must have its vocabulary.")
+    cell_encoder_folder: str | None = Field(None, description="Start from this encoder (cell_bert/, cell_proj); the corpus must have its vocabulary.")
     se2_transformer: SE2TransformerConfig = Field(default_factory=SE2TransformerConfig)
     encoder_stage: EncoderStageConfig | None = Field(default_factory=EncoderStageConfig, description="null: the encoder stays as it starts.")
     se2_stage: SE2StageConfig = Field(default_factory=SE2StageConfig)

@@ -10,8 +10,16 @@ from scipy.spatial import cKDTree
 
 from corpus.slice import BoolArray, FloatArray, IntArray
 from pretrain.config import SE2StageConfig
-from stofm.fields import (CELL_EMBEDDINGS, COORDS_UM, MASK_TOKEN, N_LEADING_SPECIALS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS,
-                          VIRTUAL_OF_CELL, VIRTUAL_SIZES)  # fmt: skip
+from stofm.fields import (
+    CELL_EMBEDDINGS,
+    COORDS_UM,
+    MASK_TOKEN,
+    N_LEADING_SPECIALS,
+    VIRTUAL_COORDS_UM,
+    VIRTUAL_EMBEDDINGS,
+    VIRTUAL_OF_CELL,
+    VIRTUAL_SIZES,
+)
 
 SPACING_NEIGHBORS = 6  # cells whose mean distance is the local spacing
 

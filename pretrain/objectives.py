@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 Sums = dict[str, Tensor]  # objective -> 0-d sum over its targets
 
 
+@dataclass(frozen=True, eq=False)
 class _OnDevice:
     """A frozen dataclass of tensors and batches that moves as one."""
 
     def to(self, device: torch.device) -> Any:
         """Return the same on `device`."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})  # type: ignore[type-var]
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ def save_checkpoint(folder: Path, stage: str, step: int, model: nn.Module, optim
     run : {str: str}
         What the run is made of (configuration, corpus); a resume compares it.
     """
-    optimizer_state = get_optimizer_state_dict(model, optimizer, options=FLAT)
+    optimizer_state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=FLAT)
     tensors = {name: value for name, value in optimizer_state.items() if isinstance(value, torch.Tensor)}
     with replacing(folder / f"{stage}-{step:08d}") as aside:
         aside.mkdir()

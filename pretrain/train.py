@@ -21,6 +21,7 @@ from corpus.build import Corpus, embedded_shards
 from corpus.shards import RecordPlace, View, write_view
 from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.data import Order, torch_seed
+from pretrain.encoder_init import start_from_coexpression
 from pretrain.model_card import model_card
 from pretrain.run_log import RunLog
 from pretrain.stages import Stage, encoder_stage, se2_stage
@@ -83,8 +84,14 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     transformer = SE2Transformer(config.se2_transformer)
     _run_stage(se2_stage(config.se2_stage, transformer, view, seed=config.seed), config, folder, run, accelerator, callbacks)
     if accelerator.is_main_process:
-        texts = {"gene_vocab.csv": corpus.vocab.to_csv(), "scales.json": corpus.scales.model_dump_json(indent=1), "README.md": model_card(config, corpus)}
-        save_model(folder / "model", encoder.cpu(), transformer.cpu(), texts=texts, trained_on={**run, "vocabulary": corpus.vocab.sha256})
+        inputs = {entry["slice_id"]: entry["input_sha256"] for entry in corpus.manifest["slices"]}
+        trained_on = {**run, "vocabulary": corpus.vocab.sha256, "inputs": inputs}
+        texts = {
+            "gene_vocab.csv": corpus.vocab.to_csv(),
+            "scales.json": corpus.scales.model_dump_json(indent=1),
+            "README.md": model_card(config, corpus),
+        }
+        save_model(folder / "model", encoder.cpu(), transformer.cpu(), texts=texts, trained_on=trained_on)
     accelerator.wait_for_everyone()
     return folder / "model"
 
@@ -157,7 +164,9 @@ def _adapted_encoder(
 def _initial_encoder(config: PretrainConfig, corpus: Corpus) -> CellEncoder:
     n_tokens, max_tokens = corpus.vocab.n_tokens, corpus.scales.rank_value.max_tokens
     if config.cell_encoder_folder is None:
-        return CellEncoder.from_scratch(config.cell_encoder, n_tokens=n_tokens, max_tokens=max_tokens)
+        encoder = CellEncoder.from_scratch(config.cell_encoder, n_tokens=n_tokens, max_tokens=max_tokens)
+        start_from_coexpression(encoder, corpus, seed=config.seed)
+        return encoder
     encoder = CellEncoder.from_folder(Path(config.cell_encoder_folder))
     if encoder.n_tokens != n_tokens or encoder.max_tokens < max_tokens:
         raise CheckpointError(
@@ -192,7 +201,9 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.precision)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
-        raise ConfigError(f"launch: found {accelerator.num_processes} processes in the group; expected {expected}. Start with the launchers in README.md.")
+        raise ConfigError(
+            f"launch: found {accelerator.num_processes} processes in the group; expected {expected}. Start with the launchers in README.md."
+        )
     return accelerator
 
 

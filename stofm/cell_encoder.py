@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -78,7 +78,8 @@ class CellEncoder(nn.Module):
         from transformers import BertModel
 
         try:
-            bert, info = BertModel.from_pretrained(folder / BERT_FOLDER, add_pooling_layer=False, local_files_only=True, output_loading_info=True)
+            loaded: Any = BertModel.from_pretrained(folder / BERT_FOLDER, add_pooling_layer=False, local_files_only=True, output_loading_info=True)
+            bert, info = loaded
             if info["missing_keys"] or info["mismatched_keys"]:
                 raise ValueError(f"weights missing or misshapen: {sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))[:3]}")
             encoder = cls(bert.config)

@@ -49,7 +49,9 @@ class Model:
     meta: dict[str, Any]
 
 
-def save_model(folder: Path, encoder: CellEncoder, transformer: SE2Transformer, *, texts: Mapping[str, str], trained_on: Mapping[str, object]) -> None:
+def save_model(
+    folder: Path, encoder: CellEncoder, transformer: SE2Transformer, *, texts: Mapping[str, str], trained_on: Mapping[str, object]
+) -> None:
     """Write a model folder, whole or not at all; `texts` are further files by name."""
     with replacing(folder) as aside:
         aside.mkdir()
@@ -58,7 +60,8 @@ def save_model(folder: Path, encoder: CellEncoder, transformer: SE2Transformer, 
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8")
         sizes = transformer.config.model_dump(mode="json")
-        write_json(aside / "model.json", {"format": MODEL_KIND, "se2_transformer": sizes, "files": tree_sha256(aside), "trained_on": dict(trained_on)})
+        meta = {"format": MODEL_KIND, "se2_transformer": sizes, "files": tree_sha256(aside), "trained_on": dict(trained_on)}
+        write_json(aside / "model.json", meta)
         write_json(aside / MARKER, {"kind": MODEL_KIND})
 
 

@@ -1,0 +1,74 @@
+# make demo    slices -> corpus -> model -> embeddings, regions and cell types, on simulated tissue
+# make test    lint, types, layering, tests
+# Both set up .venv first if need be. On a CUDA machine: make setup TORCH=cuda (remembered by later calls).
+
+PYTHON ?= python3
+CHOSEN := $(patsubst .venv/.installed-%,%,$(firstword $(wildcard .venv/.installed-*)))
+TORCH ?= $(or $(CHOSEN),cpu)
+TORCH_VERSION := 2.13.0
+STAMP := .venv/.installed-$(TORCH)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: help setup demo test test-all bench check lint types fmt wheel clean
+
+help:
+	@echo "make setup     .venv with everything in it (TORCH=cuda for GPUs, PYTHON=... for another interpreter)"
+	@echo "make demo      the whole path on simulated slices, into demo/"
+	@echo "make test      lint, types, layering, tests; also called check: it is what CI runs"
+	@echo "make test-all  the same with the slow tests"
+	@echo "make bench     the benchmarks, in full"
+	@echo "make fmt       format and mend what ruff can;  make lint / types  check only"
+	@echo "make wheel     dist/*.whl;  make clean  remove caches and dist/"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@case "$(TORCH)" in cpu|cuda) ;; *) echo "TORCH=$(TORCH): expected cpu or cuda." >&2; exit 1;; esac
+	@[ -x $(BIN)/pip ] || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); expected Python 3.11 or newer. Name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11" >&2; exit 1; }
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv
+	@rm -f .venv/.installed-*
+	@echo "Setting up .venv (minutes the first time): torch $(TORCH_VERSION) for $(TORCH), then the rest ..."
+ifeq ($(TORCH),cuda)
+	@! $(BIN)/python -m pip freeze -qq | grep -q '^torch==.*+cpu$$' || $(PIP) uninstall -y torch
+	@$(PIP) install "torch==$(TORCH_VERSION)"
+else
+	@$(PIP) install "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || $(PIP) install "torch==$(TORCH_VERSION)" --index-url $(TORCH_CPU_INDEX)
+endif
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/stofm demo --out demo
+
+test: lint types
+	$(BIN)/python -m pytest -m "not slow"
+
+check: test
+
+test-all: lint types
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+fmt: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(STAMP)
+	$(PIP) wheel --no-deps -w dist .
+
+clean:
+	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,158 @@
+"""A new slice in, the same AnnData out: a representation for every cell, in its row, and a receipt of what made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+import stofm
+from corpus.gene_ids import load_gene_tables, map_to_human
+from corpus.gene_vocab import GeneVocab, read_gene_vocab
+from corpus.readers import slice_name, slice_of
+from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
+from corpus.slice import FloatArray, Slice, SliceSpec
+from corpus.sub_slices import cut_sub_slices
+from corpus.virtual_cells import make_virtual_cells
+from stofm.batch import collate
+from stofm.cell_encoder import embed_cells
+from stofm.checkpoint import Model, load_model
+from stofm.config import load_config
+from stofm.durable import replacing
+from stofm.errors import CheckpointError, DataError, located
+from stofm.fields import EMBEDDING_DIM, STOFM_STATUS, UNS_STOFM, X_STOFM, X_STOFM_CELL
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+EMBEDDED, NO_GENES = "embedded", "no gene of the vocabulary"
+SUB_SLICES_PER_BATCH = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Embedder:
+    """A model with all that it needs to read a slice as it was trained to: vocabulary and scale settings."""
+
+    model: Model
+    vocab: GeneVocab
+    scales: ScaleConfig
+
+
+@dataclass(frozen=True, eq=False)
+class SliceEmbedding:
+    """What a model says of a slice, in the order of its rows.
+
+    Attributes
+    ----------
+    cell_repr : (n_cells, 256) float32
+        All three scales; NaN in rows that could not be embedded.
+    cell_embeddings : (n_cells, 256) float32
+        The gene scale alone; NaN likewise.
+    is_embedded : (n_cells,) bool
+    """
+
+    cell_repr: FloatArray
+    cell_embeddings: FloatArray
+    is_embedded: np.ndarray
+
+
+def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
+    """Load a model folder onto `device`, by default a GPU where there is one; raises as `load_model`."""
+    model = load_model(folder)
+    vocab = read_gene_vocab(folder / "gene_vocab.csv")
+    if vocab.n_tokens != model.cell_encoder.n_tokens:
+        raise CheckpointError(
+            f"model {folder}: its vocabulary has {vocab.n_tokens} ids, its encoder {model.cell_encoder.n_tokens}; expected the same."
+        )
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    for module in (model.cell_encoder, model.se2_transformer):
+        module.to(target)
+    return Embedder(model, vocab, load_config(ScaleConfig, folder / "scales.json"))
+
+
+def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embeddings: bool = False) -> AnnData:
+    """Embed a table that a reader gave; the table itself is returned, with more in it.
+
+    Adds ``obsm["X_stofm"]`` (n_cells, 256) float32, ``obs["stofm_status"]``, ``uns["stofm"]`` and, on request,
+    ``obsm["X_stofm_cell"]``. Cells that express no gene of the vocabulary keep their row: NaN, and the reason as status.
+
+    Raises
+    ------
+    DataError
+        If the table breaks the `Slice` contract, or no cell of it can be embedded.
+    """
+    st_slice = slice_of(table, spec)
+    with located(f"slice {slice_name(spec)!r} ({spec.path})"):
+        result = embed_slice(st_slice, embedder)
+    table.obsm[X_STOFM] = result.cell_repr
+    if keep_cell_embeddings:
+        table.obsm[X_STOFM_CELL] = result.cell_embeddings
+    table.obs[STOFM_STATUS] = np.where(result.is_embedded, EMBEDDED, NO_GENES)
+    table.uns[UNS_STOFM] = {
+        "weights_sha256": embedder.model.weights_sha256,
+        "vocabulary_sha256": embedder.vocab.sha256,
+        "gene_tables": load_gene_tables().release,
+        "scales": embedder.scales.model_dump_json(),
+        "slice": spec.model_dump_json(exclude={"path"}),
+        "um_per_unit": st_slice.source["um_per_unit"],
+        "n_embedded": int(result.is_embedded.sum()),
+        "stofm_version": stofm.__version__,
+    }
+    return table
+
+
+def embed_slice(st_slice: Slice, embedder: Embedder) -> SliceEmbedding:
+    """Embed a slice: gene scale, virtual cells, sub-slices, SE(2) transformer; every cell comes back once, in its row."""
+    ids, _ = map_to_human(st_slice, load_gene_tables())
+    scale = extract_gene_scale(st_slice.counts, ids, st_slice.coords_um, embedder.vocab, embedder.scales.rank_value)
+    if not len(scale.rows):
+        raise DataError("no cell expresses a gene of the model's vocabulary; expected some. Use a model for these genes.")
+    embeddings = embed_cells(embedder.model.cell_encoder, scale.tokens, cls_token=embedder.vocab.cls_token)
+
+    def in_rows(values: FloatArray) -> FloatArray:
+        rows = np.full((st_slice.n_cells, EMBEDDING_DIM), np.nan, np.float32)
+        rows[scale.rows] = values
+        return rows
+
+    is_embedded = np.zeros(st_slice.n_cells, dtype=bool)
+    is_embedded[scale.rows] = True
+    return SliceEmbedding(in_rows(represent_cells(scale, embeddings, embedder)), in_rows(embeddings), is_embedded)
+
+
+@torch.inference_mode()
+def represent_cells(scale: GeneScale, embeddings: FloatArray, embedder: Embedder) -> FloatArray:
+    """Run the SE(2) transformer over a slice; (n, 256) float32 in the order of `scale`."""
+    transformer, config = embedder.model.se2_transformer, embedder.scales
+    device = next(transformer.parameters()).device
+    virtual = make_virtual_cells(scale.coords_um, embeddings, config.virtual_cells)
+    parts = cut_sub_slices(scale.coords_um, scale.keys, n_cells=config.sub_slices.n_cells)
+    cell_repr = np.empty_like(embeddings)
+    for start in range(0, len(parts), SUB_SLICES_PER_BATCH):
+        members = parts[start : start + SUB_SLICES_PER_BATCH]
+        batch = collate([sub_slice_arrays(scale, embeddings, virtual, one) for one in members]).to(device)
+        output = transformer(batch).cell_repr.float().cpu().numpy()
+        for one, of_cells in zip(members, output, strict=True):
+            cell_repr[one] = of_cells[: len(one)]
+    return cell_repr
+
+
+def require_embedded(table: AnnData, name: str, *, weights_sha256: str | None = None) -> FloatArray:
+    """Return ``obsm["X_stofm"]`` of an embedded table; `DataError` if it has none, or one of another model."""
+    if X_STOFM not in table.obsm or UNS_STOFM not in table.uns:
+        raise DataError(f"slice {name!r}: found no obsm[{X_STOFM!r}]; expected an embedded slice. Run `stofm embed` on it first.")
+    found = str(table.uns[UNS_STOFM]["weights_sha256"])
+    if weights_sha256 is not None and found != weights_sha256:
+        raise DataError(
+            f"slice {name!r}: embedded with model {found[:12]}; expected {weights_sha256[:12]}, that of the head. Embed it with the same model."
+        )
+    return np.asarray(table.obsm[X_STOFM])
+
+
+def write_table(table: AnnData, path: Path) -> Path:
+    """Write an AnnData as ``.h5ad``, whole or not at all; returns the path."""
+    with replacing(path) as aside:
+        table.write_h5ad(aside, compression="gzip")
+    return path

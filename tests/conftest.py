@@ -1,0 +1,80 @@
+"""Fixtures: simulated slices, a tiny corpus built from them, a tiny finished pretraining run, and the shared real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from corpus.build import Corpus, CorpusConfig, build_corpus
+from corpus.scales import ScaleConfig
+from corpus.simulate import SimulationConfig, simulate_slices
+from corpus.slice import SliceSpec
+from corpus.sub_slices import SubSliceConfig
+from corpus.virtual_cells import VirtualCellConfig
+from pretrain.config import EncoderStageConfig, PretrainConfig, SE2StageConfig
+from pretrain.train import train
+from stofm.cell_encoder import CellEncoderConfig
+from stofm.se2_transformer import SE2TransformerConfig
+
+settings.register_profile("stofm", database=None, deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("stofm")
+
+TINY_SCALES = ScaleConfig(sub_slices=SubSliceConfig(n_cells=150), virtual_cells=VirtualCellConfig(cells_each=40))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """The same number of threads whatever OMP_NUM_THREADS says."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def simulated_paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three simulated slices of 400 cells as .h5ad: human with 60 genes, mouse with 90, human with 60."""
+    folder = tmp_path_factory.mktemp("slices")
+    paths = [folder / f"slice_{number}.h5ad" for number in range(3)]
+    for path, table in zip(paths, simulate_slices(SimulationConfig(n_slices=3, n_cells=400, panel_sizes=[60, 90])), strict=True):
+        table.write_h5ad(path)
+    return paths
+
+
+def corpus_config(paths: list[Path], out: Path | str) -> CorpusConfig:
+    return CorpusConfig(out=str(out), slices=[SliceSpec(path=str(path)) for path in paths], scales=TINY_SCALES)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(simulated_paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The corpus of the simulated slices; tests only read it."""
+    return build_corpus(corpus_config(simulated_paths, tmp_path_factory.mktemp("corpus") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run_config(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    return PretrainConfig(
+        corpus=str(tiny_corpus.folder),
+        out=str(tmp_path_factory.mktemp("runs") / "tiny"),
+        cell_encoder=CellEncoderConfig(n_layers=1, width=32, n_heads=2, ffn_dim=32),
+        se2_transformer=SE2TransformerConfig(n_layers=2, n_heads=4, n_neighbors=6),
+        encoder_stage=EncoderStageConfig(max_steps=4, cells_per_micro_batch=64),
+        se2_stage=SE2StageConfig(max_steps=4),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_run_config: PretrainConfig) -> Path:
+    """The folder of a finished pretraining run on the tiny corpus; tests only read it."""
+    train(tiny_run_config)
+    return Path(tiny_run_config.out)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real slices and gene tables, which the repository does not carry."""
+    folder = Path(os.environ.get("STOFM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"real slices: no folder {folder / 'data'}; set STOFM_SHARED to the folder that holds data/ and genes/")
+    return folder

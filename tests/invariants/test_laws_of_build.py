@@ -1,0 +1,174 @@
+"""Laws of a build: the same bytes every time, whether or not it was stopped, and every cell in one place."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from contextlib import contextmanager
+
+import anndata
+import numpy as np
+import pytest
+from conftest import corpus_config
+
+import corpus.build
+from corpus.build import Corpus, build_corpus
+from corpus.rank_value import rank_value_encode
+from corpus.shards import View
+from stofm.durable import tree_sha256
+from stofm.errors import ConfigError, DataError, FormatError
+from stofm.fields import COORDS_UM, GENE_TOKENS, N_TOKENS, ROWS
+from stofm.gene_tokens import GeneTokens
+
+
+@pytest.fixture(scope="session")
+def whole_build(simulated_paths, tmp_path_factory):
+    """Hashes of the files of a corpus that was built without a stop into the folder ``corpus`` of the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        return tree_sha256(build_corpus(corpus_config(simulated_paths, "corpus")).folder)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_two_builds_are_the_same_bytes(here, simulated_paths, whole_build):
+    assert tree_sha256(build_corpus(corpus_config(simulated_paths, "corpus")).folder) == whole_build
+
+
+@contextmanager
+def stopped(function: str, call: int):
+    """Plant an exception in the `call`-th call of a function of the build, and expect it."""
+    original, calls = getattr(corpus.build, function), itertools.count(1)
+
+    def stopping(*args, **kwargs):
+        if next(calls) == call:
+            raise RuntimeError("planted")
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="planted"):
+        patch.setattr(corpus.build, function, stopping)
+        yield
+
+
+STOPS = [
+    ("read_slice", 2),
+    ("write_truth", 1),
+    ("write_truth", 3),
+    ("compute_gene_vocab", 1),
+    ("write_shards", 2),
+    ("write_view", 1),
+    ("write_json", 4),
+]
+
+
+@pytest.mark.parametrize(("function", "call"), STOPS)
+def test_a_build_that_was_stopped_is_finished_to_the_same_bytes(here, simulated_paths, whole_build, function, call):
+    config = corpus_config(simulated_paths, "corpus")
+    with stopped(function, call):
+        build_corpus(config)
+    with pytest.raises(ConfigError, match="found no manifest, so its build did not finish"):
+        Corpus(here / "corpus")
+    assert tree_sha256(build_corpus(config).folder) == whole_build
+
+
+def test_slices_read_before_the_stop_are_not_read_again(here, simulated_paths, monkeypatch):
+    config, read, n_read = corpus_config(simulated_paths, "corpus"), corpus.build.read_slice, itertools.count(0)
+    monkeypatch.setattr(corpus.build, "read_slice", lambda spec: (next(n_read), read(spec))[1])
+    with stopped("write_truth", 3):
+        build_corpus(config)
+    build_corpus(config)
+    assert next(n_read) == 4  # the third slice twice
+
+
+def test_a_finished_corpus_is_left_as_it_is(here, simulated_paths):
+    config = corpus_config(simulated_paths, "corpus")
+    build_corpus(config)
+    before = {path: path.stat().st_mtime_ns for path in (here / "corpus").rglob("*")}
+    reports: list[str] = []
+    build_corpus(config, report=reports.append)
+    assert {path: path.stat().st_mtime_ns for path in (here / "corpus").rglob("*")} == before
+    assert reports == ["corpus corpus is complete: 3 slices"]
+
+
+def rows_of(view: View, slice_id: str) -> np.ndarray:
+    return np.concatenate([view.read(number)[ROWS] for number, place in enumerate(view.places) if place.slice_id == slice_id])
+
+
+@pytest.mark.parametrize("slice_id", ["slice_0", "slice_1", "slice_2"])
+@pytest.mark.parametrize("view", ["tokens", "embedded"])
+def test_every_cell_is_in_exactly_one_record(tiny_corpus, tiny_run, slice_id, view):
+    truth = tiny_corpus.truth(slice_id)
+    has_gene = np.diff(tiny_corpus.vocab.count(truth.counts, truth.human_ids).indptr) > 0
+    rows = rows_of(tiny_corpus.token_view() if view == "tokens" else View(tiny_run / "views" / "embedded"), slice_id)
+    assert np.sort(rows).tolist() == np.flatnonzero(has_gene).tolist()
+    entry = next(entry for entry in tiny_corpus.manifest["slices"] if entry["slice_id"] == slice_id)
+    assert (entry["n_cells"], entry["n_cells_without_gene"], entry["n_sub_slices"]) == (400, 400 - len(rows), 3)
+
+
+def test_a_record_holds_the_genes_and_places_of_its_rows(tiny_corpus):
+    view, vocab = tiny_corpus.token_view(), tiny_corpus.vocab
+    for number, place in enumerate(view.places):
+        truth, arrays = tiny_corpus.truth(place.slice_id), view.read(number)
+        tokens = GeneTokens.of_lengths(arrays[GENE_TOKENS], arrays[N_TOKENS])
+        counts = vocab.count(truth.counts, truth.human_ids)[arrays[ROWS].astype(int)]
+        assert tokens.tokens.tolist() == rank_value_encode(counts, vocab.medians, max_tokens=2048).tokens.tolist()
+        assert (tokens.lengths.max(), len(tokens.lengths)) == (place.longest, place.n_cells)
+        coords = truth.coords_um[arrays[ROWS].astype(int)]
+        np.testing.assert_allclose(arrays[COORDS_UM], coords - coords.mean(axis=0), atol=1e-3)
+
+
+def test_the_truth_has_the_rows_of_its_file(tiny_corpus, simulated_paths):
+    table, truth = anndata.read_h5ad(simulated_paths[0]), tiny_corpus.truth("slice_0")
+    assert truth.human_ids.tolist() == sorted(table.var_names)
+    np.testing.assert_array_equal(truth.counts.toarray(), table[:, truth.human_ids].X.toarray())
+    assert truth.labels["region"].tolist() == table.obs["region"].tolist()
+
+
+def test_a_corpus_of_other_settings_is_not_overwritten(here, simulated_paths, whole_build):
+    build_corpus(corpus_config(simulated_paths, "corpus"))
+    with pytest.raises(ConfigError, match="found a corpus of other settings; expected these ones"):
+        build_corpus(corpus_config(simulated_paths[:2], "corpus"))
+    assert tree_sha256(here / "corpus") == whole_build
+
+
+def test_a_slice_that_changed_since_is_named(here, simulated_paths):
+    mine = [shutil.copy(path, here) for path in simulated_paths]
+    build_corpus(corpus_config(mine, "corpus"))
+    shutil.copy(simulated_paths[0], mine[1])
+    with pytest.raises(DataError, match="slice 'slice_1': its file changed since corpus corpus was built"):
+        build_corpus(corpus_config(mine, "corpus"))
+
+
+def test_all_refused_slices_are_reported_and_the_build_goes_on_once_they_are_mended(here, simulated_paths, whole_build):
+    mine = [shutil.copy(path, here) for path in simulated_paths]
+    (here / "slice_0.h5ad").unlink()
+    (here / "slice_2.h5ad").unlink()
+    reports: list[str] = []
+    with pytest.raises(DataError, match=r"2 of 3 slices were refused \(each named above\)"):
+        build_corpus(corpus_config(mine, "corpus"), report=reports.append)
+    assert [report[:15] for report in reports] == ["slice 'slice_0'", "slice 'slice_2'"]
+    for path in simulated_paths:
+        shutil.copy(path, here)
+    shards = {name: sha256 for name, sha256 in tree_sha256(build_corpus(corpus_config(mine, "corpus")).folder).items() if name.endswith(".tar")}
+    assert shards.items() <= whole_build.items()
+
+
+@pytest.mark.parametrize("name", ["slices/slice_1.zarr.zip", "gene_vocab.csv"])
+def test_a_corpus_with_a_changed_file_is_refused_when_the_file_is_read(tiny_corpus, tmp_path, name):
+    shutil.copytree(tiny_corpus.folder, tmp_path / "copy")
+    data = bytearray((tmp_path / "copy" / name).read_bytes())
+    data[-9] ^= 1
+    (tmp_path / "copy" / name).write_bytes(data)
+    with pytest.raises(FormatError, match="Build the corpus again"):
+        Corpus(tmp_path / "copy").gene_scale("slice_1")
+
+
+def test_the_corpus_id_names_the_content(tiny_corpus, simulated_paths, here):
+    other = build_corpus(corpus_config(simulated_paths[:2], "corpus"))
+    assert other.corpus_id != tiny_corpus.corpus_id
+    assert json.loads((here / "corpus" / "manifest.json").read_text())["corpus_id"] == other.corpus_id

@@ -1,0 +1,121 @@
+"""Laws of the scales: how the tissue lies and how its file is sorted change nothing; a cell's depth changes no token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
+from synth import MOTIONS, turned
+
+from corpus.cell_order import content_keys
+from corpus.rank_value import rank_value_encode
+from corpus.scales import embedded_records, extract_gene_scale
+from corpus.sub_slices import cut_sub_slices
+from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, ROWS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS, VIRTUAL_OF_CELL, VIRTUAL_SIZES
+from stofm.gene_tokens import GeneTokens
+
+ROW, COLUMN = np.divmod(np.arange(400), 25)
+PLACES = {
+    "tissue": None,
+    "visium": np.stack([COLUMN * 100.0 + ROW % 2 * 50.0, ROW * 100.0 * 3**0.5 / 2], axis=1),
+    "square": np.stack([np.arange(400) % 20, np.arange(400) // 20], axis=1) * 200.0,  # as wide as it is long
+}
+
+
+@pytest.fixture(params=PLACES)
+def tissue(request, tiny_corpus):
+    """Counts, gene ids and places of 400 cells: of a simulated tissue, or the same cells on a regular grid of spots."""
+    truth = tiny_corpus.truth("slice_0")
+    return truth.counts, truth.human_ids, truth.coords_um if PLACES[request.param] is None else PLACES[request.param]
+
+
+def embed(tokens: GeneTokens) -> np.ndarray:
+    """Cell embeddings that depend on the ranked genes of each cell alone."""
+    table = np.random.default_rng(0).normal(size=(1000, 256))
+    cells = [np.arange(len(cell), 0, -1) @ table[cell] for cell in np.split(tokens.tokens, tokens.offsets[1:-1])]
+    return np.array([cell / np.linalg.norm(cell) for cell in cells], dtype=np.float32)
+
+
+def scales_of(corpus, counts, human_ids, coords, rows) -> dict:
+    """Groups and virtual cells of a slice whose row i is cell `rows[i]` of the original, in terms of the original's cells."""
+    scale = extract_gene_scale(counts, human_ids, coords, corpus.vocab, corpus.scales.rank_value)
+    records = [arrays for arrays, _, _ in embedded_records(scale, embed, corpus.scales)]
+    cells = [rows[arrays[ROWS].astype(int)] for arrays in records]
+    virtual_of = np.full(len(rows), -1)
+    virtual_of[np.concatenate(cells)] = np.concatenate([arrays[VIRTUAL_OF_CELL] for arrays in records])
+    members = [frozenset(np.flatnonzero(virtual_of == v).tolist()) for v in range(len(records[0][VIRTUAL_SIZES]))]
+    by_first = np.argsort([min(cells) for cells in members])
+    embeddings = np.zeros((len(rows), 256))
+    to_virtual = np.zeros((len(rows), len(members)))
+    for here, arrays in zip(cells, records, strict=True):
+        embeddings[here] = arrays[CELL_EMBEDDINGS]
+        to_virtual[here] = np.linalg.norm(arrays[COORDS_UM][:, None] - arrays[VIRTUAL_COORDS_UM][None], axis=2)[:, by_first]
+    return {
+        "groups": {frozenset(here.tolist()) for here in cells},
+        "members": set(members),
+        "sizes": records[0][VIRTUAL_SIZES][by_first],
+        "embeddings": embeddings,
+        "virtual embeddings": records[0][VIRTUAL_EMBEDDINGS][by_first],
+        "distances to virtual cells": to_virtual,
+    }
+
+
+def assert_same_scales(one: dict, other: dict) -> None:
+    assert one["groups"] == other["groups"]
+    assert one["members"] == other["members"]
+    assert one["sizes"].tolist() == other["sizes"].tolist()
+    np.testing.assert_array_equal(one["embeddings"], other["embeddings"])
+    np.testing.assert_allclose(one["virtual embeddings"], other["virtual embeddings"], atol=1e-6)
+    np.testing.assert_allclose(one["distances to virtual cells"], other["distances to virtual cells"], atol=1e-2)  # micrometres in float32
+
+
+@pytest.mark.parametrize("motion", MOTIONS.values(), ids=MOTIONS.keys())
+def test_how_the_tissue_lies_changes_no_scale(tiny_corpus, tissue, motion):
+    counts, human_ids, coords = tissue
+    lying = scales_of(tiny_corpus, counts, human_ids, coords, np.arange(400))
+    assert len(lying["groups"]) == 3
+    assert len(lying["members"]) == 10
+    assert_same_scales(lying, scales_of(tiny_corpus, counts, human_ids, motion(coords), np.arange(400)))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_row_order_of_the_file_changes_no_scale(tiny_corpus, tissue, seed):
+    counts, human_ids, coords = tissue
+    rows = np.random.default_rng(seed).permutation(400)
+    sorted_otherwise = scales_of(tiny_corpus, counts[rows], human_ids, coords[rows], rows)
+    assert_same_scales(scales_of(tiny_corpus, counts, human_ids, coords, np.arange(400)), sorted_otherwise)
+
+
+@pytest.mark.parametrize("degrees", [0.1, 30.0, 60.0, 73.0, 180.0])
+def test_ties_of_a_spot_grid_are_broken_alike_however_it_lies(tiny_corpus, degrees):
+    keys = content_keys(tiny_corpus.truth("slice_0").counts)
+    assert len(np.unique(keys)) == 400
+    grid = PLACES["visium"][:390]  # no symmetry to hide behind
+    first, second = cut_sub_slices(grid, keys[:390], n_cells=195)
+    tied = np.intersect1d(grid[first, 0], grid[second, 0])
+    n_ties = int(np.isin(grid[:, 0], tied).sum())
+    turned_first, turned_second = cut_sub_slices(turned(grid, degrees), keys[:390], n_cells=195)
+    moved = len(set(first.tolist()) ^ set(turned_first.tolist()))
+    assert n_ties >= 8
+    assert min(moved, len(set(first.tolist()) ^ set(turned_second.tolist()))) == 0
+
+
+def test_the_order_of_the_genes_in_the_file_changes_no_token(tiny_corpus):
+    truth, vocab = tiny_corpus.truth("slice_0"), tiny_corpus.vocab
+    columns = np.random.default_rng(0).permutation(truth.counts.shape[1])
+    one = extract_gene_scale(truth.counts, truth.human_ids, truth.coords_um, vocab, tiny_corpus.scales.rank_value)
+    other = extract_gene_scale(truth.counts[:, columns], truth.human_ids[columns], truth.coords_um, vocab, tiny_corpus.scales.rank_value)
+    assert one.rows.tolist() == other.rows.tolist()
+    assert one.tokens.tokens.tolist() == other.tokens.tokens.tolist()
+
+
+MEDIANS = st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0]) | st.floats(0.0078125, 1024, width=32)
+
+
+@given(genes=st.lists(st.tuples(st.integers(0, 200), MEDIANS), min_size=1, max_size=30), factor=st.integers(1, 1000))
+def test_multiplying_all_counts_of_a_cell_keeps_its_tokens(genes, factor):
+    counts, medians = np.array([[count for count, _ in genes]]), np.array([median for _, median in genes])
+    tokens, scaled = (rank_value_encode(csr_matrix(matrix), medians, max_tokens=20).tokens.tolist() for matrix in (counts, counts * factor))
+    assert tokens == scaled

@@ -1,0 +1,123 @@
+"""The cell encoder: unit vectors in the order of the cells, saved and loaded whole, and no pickled code run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from stofm.cell_encoder import CellEncoder, CellEncoderConfig, embed_cells
+from stofm.errors import CheckpointError
+from stofm.gene_tokens import GeneTokens
+
+CLS = 21
+
+
+@pytest.fixture
+def encoder() -> CellEncoder:
+    torch.manual_seed(0)
+    config = CellEncoderConfig(n_layers=1, width=16, n_heads=2, ffn_dim=16)
+    return CellEncoder.from_scratch(config, n_tokens=22, max_tokens=30).eval()
+
+
+@pytest.fixture
+def tokens() -> GeneTokens:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 31, 40)
+    return GeneTokens.of_lengths(rng.integers(2, CLS, lengths.sum()).astype(np.uint16), lengths)
+
+
+@pytest.fixture
+def folder(encoder, tmp_path):
+    encoder.save(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_embeddings_are_unit_vectors_in_the_order_of_the_cells(encoder, tokens):
+    embeddings = embed_cells(encoder, tokens, cls_token=CLS)
+    assert embeddings.shape == (40, 256)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    one_by_one = [embed_cells(encoder, tokens.take(np.array([cell])), cls_token=CLS)[0] for cell in range(40)]
+    np.testing.assert_allclose(embeddings, one_by_one, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 100, 65_536])
+def test_batching_changes_nothing(encoder, tokens, tokens_per_batch):
+    embeddings = embed_cells(encoder, tokens, cls_token=CLS, tokens_per_batch=tokens_per_batch)
+    np.testing.assert_allclose(embeddings, embed_cells(encoder, tokens, cls_token=CLS, tokens_per_batch=300), atol=1e-6)
+
+
+def test_sizes_follow_the_vocabulary(encoder):
+    assert (encoder.n_tokens, encoder.max_tokens) == (22, 30)
+
+
+def test_what_was_saved_is_loaded_to_the_bit(encoder, tokens, folder):
+    again = CellEncoder.from_folder(folder).eval()
+    assert embed_cells(again, tokens, cls_token=CLS).tobytes() == embed_cells(encoder, tokens, cls_token=CLS).tobytes()
+
+
+def test_the_published_head_is_read(encoder, tokens, folder):
+    (folder / "cell_proj.safetensors").unlink()
+    torch.save(encoder.proj.state_dict(), folder / "cell_proj.bin")
+    again = CellEncoder.from_folder(folder).eval()
+    assert embed_cells(again, tokens, cls_token=CLS).tobytes() == embed_cells(encoder, tokens, cls_token=CLS).tobytes()
+
+
+class Code:
+    """What a malicious pickle holds: a call that is made when it is loaded."""
+
+    def __init__(self, sign) -> None:
+        self.sign = str(sign)
+
+    def __reduce__(self):
+        return os.mkdir, (self.sign,)
+
+
+@pytest.mark.parametrize("name", ["cell_proj.bin", "cell_bert/pytorch_model.bin"])
+def test_a_pickle_with_code_is_refused_and_not_executed(folder, tmp_path, name):
+    (folder / ("cell_proj.safetensors" if name == "cell_proj.bin" else "cell_bert/model.safetensors")).unlink()
+    torch.save({"weight": Code(tmp_path / "executed")}, folder / name)
+    with pytest.raises(CheckpointError, match=r"cell encoder .*expected cell_bert/ and cell_proj\.safetensors or \.bin"):
+        CellEncoder.from_folder(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "cell_proj.safetensors").unlink(),
+        lambda folder: shutil.rmtree(folder / "cell_bert"),
+        lambda folder: (folder / "cell_bert" / "config.json").unlink(),
+        lambda folder: (folder / "cell_bert" / "model.safetensors").unlink(),
+        lambda folder: (folder / "cell_bert" / "model.safetensors").write_bytes(b"\x10" * 50),
+        lambda folder: (folder / "cell_bert" / "config.json").write_text("{"),
+        lambda folder: shutil.rmtree(folder),
+    ],
+    ids=["head", "bert", "bert's config", "bert's weights", "damaged weights", "damaged config", "folder"],
+)
+def test_a_folder_with_something_missing_or_damaged_is_refused(folder, damage):
+    damage(folder)
+    with pytest.raises(CheckpointError, match=r"cell encoder .*Name a folder that holds both"):
+        CellEncoder.from_folder(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None], ids=["empty", "garbage", "list"])
+def test_a_head_that_is_none_is_refused(folder, content):
+    (folder / "cell_proj.safetensors").unlink()
+    torch.save([1], folder / "cell_proj.bin")
+    if content is not None:
+        (folder / "cell_proj.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cell encoder .*Name a folder that holds both"):
+        CellEncoder.from_folder(folder)
+
+
+def test_a_head_of_another_width_is_refused(folder):
+    wider = CellEncoder.from_scratch(CellEncoderConfig(n_layers=1, width=32, n_heads=2, ffn_dim=16), n_tokens=22, max_tokens=30)
+    wider.save(folder.parent / "wider")
+    shutil.copy(folder.parent / "wider" / "cell_proj.safetensors", folder)
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        CellEncoder.from_folder(folder)

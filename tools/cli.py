@@ -1,0 +1,180 @@
+"""`stofm`: one verb a file; this file only says which words a person may type.
+
+Nothing heavy is imported before a verb runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+import stofm
+from stofm.errors import StofmError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="SToFM: spatial transcriptomics slices to corpus, foundation model, embeddings, regions and cell types.",
+)
+segment = typer.Typer(no_args_is_help=True, help="Region segmentation: fit a head on labelled slices, predict regions of new ones.")
+annotate = typer.Typer(no_args_is_help=True, help="Cell type annotation: fit a head on labelled slices, predict types of new ones.")
+app.add_typer(segment, name="segment")
+app.add_typer(annotate, name="annotate")
+
+Config = Annotated[Path, typer.Argument(help="YAML file; see configs/README.md.", show_default=False)]
+Overrides = Annotated[Optional[list[str]], typer.Argument(help="Settings to change, key=value.", show_default=False)]  # noqa: UP045 - typer reads it
+Slices = Annotated[list[Path], typer.Argument(help="AnnData .h5ad or SpatialData .zarr, one or more.", show_default=False)]
+Embedded = Annotated[list[Path], typer.Argument(help="Slices that `stofm embed` wrote.", show_default=False)]
+UmPerUnit = Annotated[Optional[float], typer.Option(help="Micrometres per unit of the stored coordinates.")]  # noqa: UP045
+SpatialKey = Annotated[str, typer.Option(help="obsm key of the coordinates.")]
+CountsLayer = Annotated[Optional[str], typer.Option(help="Layer with raw counts; default X.")]  # noqa: UP045
+SpeciesName = Annotated[str, typer.Option(help="auto, human or mouse.")]
+Out = Annotated[Path, typer.Option(help="Output folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(stofm.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(out: Out = Path("demo"), seed: Annotated[int, typer.Option(help="Seed of the simulated world.")] = 0) -> None:
+    """Simulate slices, then build, train, embed, segment and annotate: the whole path in minutes on a laptop."""
+    from tools.demo import run_demo
+
+    run_demo(out, seed=seed)
+
+
+@app.command()
+def check(
+    slices: Slices,
+    um_per_unit: UmPerUnit = None,
+    spatial_key: SpatialKey = "spatial",
+    counts_layer: CountsLayer = None,
+    species: SpeciesName = "auto",
+) -> None:
+    """Say of each slice whether it can be used, what was found in it, and what to do if it cannot."""
+    from tools.check import run_check
+    from tools.specs import slice_specs
+
+    run_check(slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species))
+
+
+@app.command()
+def build(config: Config, overrides: Overrides = None) -> None:
+    """Build a corpus from slices."""
+    from tools.build import run_build
+
+    run_build(config, overrides or [])
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Pretrain a model on a corpus; started again, it goes on where it stopped.
+
+    Several processes: `accelerate launch --no_python stofm train CONFIG` or `torchrun --no-python stofm train CONFIG`.
+    """
+    from tools.train import run_train
+
+    run_train(config, overrides or [])
+
+
+@app.command()
+def embed(
+    slices: Slices,
+    model: Annotated[Path, typer.Option(help="Model folder: the `model/` of a run.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+    um_per_unit: UmPerUnit = None,
+    spatial_key: SpatialKey = "spatial",
+    counts_layer: CountsLayer = None,
+    species: SpeciesName = "auto",
+    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,  # noqa: UP045
+    keep_cell_embeddings: Annotated[bool, typer.Option(help="Also write obsm['X_stofm_cell'], the gene scale alone.")] = False,
+) -> None:
+    """Embed slices: the same AnnData comes out with obsm["X_stofm"]."""
+    from tools.embed import run_embed
+    from tools.specs import slice_specs
+
+    specs = slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species)
+    run_embed(specs, model, out, device=device, keep_cell_embeddings=keep_cell_embeddings)
+
+
+@segment.command("fit")
+def segment_fit(
+    slices: Embedded,
+    out: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
+    label: Annotated[str, typer.Option(help="obs column with the true regions.")] = "region",
+    kind: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "linear",
+) -> None:
+    """Fit a head that tells regions apart."""
+    from tools.heads import run_fit
+
+    run_fit(slices, out, task="region", label=label, kind=kind)
+
+
+@segment.command("predict")
+def segment_predict(
+    slices: Embedded,
+    head: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+) -> None:
+    """Predict regions, with probabilities and a picture; scored where the slice has true labels."""
+    from tools.heads import run_predict
+
+    run_predict(slices, head, out, task="region")
+
+
+@annotate.command("fit")
+def annotate_fit(
+    slices: Embedded,
+    out: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
+    label: Annotated[str, typer.Option(help="obs column with the true cell types.")] = "cell_type",
+    kind: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "linear",
+) -> None:
+    """Fit a head that tells cell types apart."""
+    from tools.heads import run_fit
+
+    run_fit(slices, out, task="cell_type", label=label, kind=kind)
+
+
+@annotate.command("predict")
+def annotate_predict(
+    slices: Embedded,
+    head: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+) -> None:
+    """Predict cell types, with probabilities and a picture; scored where the slice has true labels."""
+    from tools.heads import run_predict
+
+    run_predict(slices, head, out, task="cell_type")
+
+
+@app.command()
+def evaluate(config: Config, overrides: Overrides = None) -> None:
+    """Compare the model with PCA baselines on held-out slices: a table, per-class scores, pictures."""
+    from tools.evaluate import run_evaluate
+
+    run_evaluate(config, overrides or [])
+
+
+def main() -> None:
+    """Run the command line: bad input ends in one line and exit code 2; `--debug` shows where it was raised."""
+    from tools.console import quiet_libraries, show_error
+
+    quiet_libraries()
+    try:
+        app()
+    except StofmError as error:
+        if "--debug" in sys.argv:
+            raise
+        show_error(error)
+        sys.exit(2)
