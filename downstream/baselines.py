@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from corpus.slice import FloatArray, Slice
+from corpus.slice import BoolArray, FloatArray, Slice
 from stofm.errors import DataError
 
 N_COMPONENTS = 30
@@ -40,7 +40,7 @@ def with_neighbor_mean(features: FloatArray, coords_um: FloatArray) -> FloatArra
     table = anndata.AnnData(obsm={"spatial": coords_um}, shape=(len(coords_um), 0))
     spatial_neighbors_knn(table, n_neighs=min(N_NEIGHBORS, len(coords_um) - 1))
     graph = csr_matrix(table.obsp["spatial_connectivities"])
-    is_known = np.isfinite(features).all(axis=1)
+    is_known: BoolArray = np.isfinite(features).all(axis=1)
     sums, n_known = graph @ np.where(is_known[:, None], features, 0.0), graph @ is_known.astype(np.float64)
     return np.hstack([features, sums / np.maximum(n_known, 1)[:, None]])
 

@@ -30,7 +30,10 @@ class StageConfig(FrozenModel):
 
 
 class EncoderStageConfig(StageConfig):
-    """Encoder adaptation: masked gene modeling and a contrastive loss over two passes of every cell."""
+    """Encoder adaptation: masked gene modeling and a contrastive loss over two passes of every cell.
+
+    The passes differ in which genes are hidden, and in dropout where the encoder has any.
+    """
 
     cells_per_micro_batch: int = Field(128, ge=2, description="Cells of one sub-slice, compared with one another by the contrastive loss.")
     tokens_per_micro_batch: int = Field(65_536, ge=1, description="Fewer cells where they are long, to stay below this many gene tokens.")

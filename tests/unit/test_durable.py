@@ -10,24 +10,20 @@ from stofm.errors import ConfigError, FormatError
 KIND = "stofm-test/1"
 
 
-def test_an_exception_leaves_the_old_file_and_nothing_beside_it(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(RuntimeError, match="planted"), replacing(path) as aside:
-        aside.write_text("half of the new")
+def fail_while_replacing(path, file) -> None:
+    """Write half of the new content, then fail."""
+    with replacing(path) as aside:
+        write_text(aside / file, "half of the new")
         raise RuntimeError("planted")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_exception_leaves_the_old_folder_and_nothing_beside_it(tmp_path):
-    path = tmp_path / "folder"
-    write_text(path / "file.txt", "old")
-    with pytest.raises(RuntimeError, match="planted"), replacing(path) as aside:
-        write_text(aside / "file.txt", "new")
-        raise RuntimeError("planted")
-    assert (path / "file.txt").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+@pytest.mark.parametrize("file", ["", "file.txt"], ids=["file", "folder"])
+def test_an_exception_leaves_what_was_there_and_nothing_beside_it(tmp_path, file):
+    write_text(tmp_path / "out" / file, "old")
+    with pytest.raises(RuntimeError, match="planted"):
+        fail_while_replacing(tmp_path / "out", file)
+    assert (tmp_path / "out" / file).read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):

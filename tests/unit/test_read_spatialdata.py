@@ -93,5 +93,5 @@ def test_a_store_without_a_table_is_refused(table, read):
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_text("x")], ids=["empty folder", "file"])
 def test_what_is_no_zarr_store_is_refused(tmp_path, make):
     make(tmp_path / "made.zarr")
-    with pytest.raises(DataError, match="found no zarr store; expected a SpatialData .zarr folder"):
+    with pytest.raises(DataError, match=r"found no zarr store; expected a SpatialData \.zarr folder"):
         read_slice(SliceSpec(path=str(tmp_path / "made.zarr")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,41 +133,6 @@ def test_genes_of_two_species_are_refused(table, read):
 def test_notes_of_others_in_uns_do_no_harm(table, read, uns):
     table.uns = uns
     assert read(table).source["technology"] == "unknown"
-
-
-def write_text(path, table):
-    path.write_text("no hdf5")
-
-
-def write_half(path, table):
-    table.write_h5ad(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def write_other_hdf5(path, table):
-    with h5py.File(path, "w") as file:
-        file["obs"], file["X"] = [1, 2], [3, 4]
-
-
-def write_newer(path, table):
-    table.write_h5ad(path)
-    with h5py.File(path, "a") as file:
-        file["X"].attrs["encoding-type"] = "of_the_future"
-
-
-@pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")
-@pytest.mark.parametrize("write", [write_text, write_half, write_other_hdf5, write_newer])
-def test_an_h5ad_that_is_none_is_refused(table, tmp_path, write):
-    write(tmp_path / "bad.h5ad", table)
-    with pytest.raises(DataError, match=r"slice 'bad' .*not readable as AnnData \(.*\); expected a whole \.h5ad file"):
-        read_slice(SliceSpec(path=str(tmp_path / "bad.h5ad")))
-
-
-@pytest.mark.parametrize(("name", "message"), [("none.h5ad", "no such file"), ("table.csv", r"found suffix '\.csv'; expected one of \.h5ad, \.zarr")])
-def test_a_path_that_leads_nowhere_or_to_another_format_is_refused(tmp_path, name, message):
-    (tmp_path / "table.csv").write_text("")
-    with pytest.raises(DataError, match=message):
-        read_slice(SliceSpec(path=str(tmp_path / name)))
 
 
 def test_coordinates_may_be_a_data_frame(table, read):

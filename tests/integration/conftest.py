@@ -1,0 +1,32 @@
+"""Fixtures of the command line's tests: embedded slices and the heads fitted on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli import succeed
+
+
+@pytest.fixture(scope="session")
+def embedded(simulated_paths: list[Path], tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What `stofm embed` makes of the simulated slices; tests only read it."""
+    out = tmp_path_factory.mktemp("embedded") / "slices"
+    succeed("embed", *simulated_paths, "--model", tiny_run / "model", "--out", out)
+    return [out / path.name for path in simulated_paths]
+
+
+@pytest.fixture(scope="session")
+def region_head(embedded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A region head fitted on the first two slices; tests only read it."""
+    out = tmp_path_factory.mktemp("heads") / "region"
+    succeed("segment", "fit", *embedded[:2], "--out", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def cell_type_head(embedded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cell type head fitted on the first two slices; tests only read it."""
+    out = tmp_path_factory.mktemp("heads") / "cell_type"
+    succeed("annotate", "fit", *embedded[:2], "--out", out)
+    return out

@@ -1,0 +1,120 @@
+"""From file to file: the way the tissue lies and the order of its rows change no cell's embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from cli import succeed, write_yaml
+from synth import turned
+
+from corpus.cell_order import content_keys
+from corpus.simulate import SimulationConfig, simulate_slice
+
+MOVES = {
+    "rotation": lambda coords: turned(coords, 33.7),
+    "shift": lambda coords: coords + np.array([1e5, -1e5]),
+    "reflection": lambda coords: coords * np.array([1.0, -1.0]),
+    "all three": lambda coords: turned(coords, 211.3) * np.array([-1.0, 1.0]) + 1e5,
+}
+
+
+def hexagonal() -> anndata.AnnData:
+    """A simulated slice whose cells became the spots of a regular array, 100 um apart, ties everywhere."""
+    table = simulate_slice(SimulationConfig(n_cells=600, panel_sizes=[60]), 0)
+    row, column = np.divmod(np.arange(600), 20)
+    table.obsm["spatial"] = np.column_stack([column + 0.5 * (row % 2), row * 0.75**0.5]) * 100.0
+    return table
+
+
+def cropped(path: Path, n_cells: int, unit: str | None = None) -> anndata.AnnData:
+    """The cells of a real slice nearest to its centre."""
+    table = anndata.read_h5ad(path)
+    radius = np.linalg.norm(table.obsm["spatial"] - np.median(table.obsm["spatial"], axis=0), axis=1)
+    return table[np.sort(np.argsort(radius, kind="stable")[:n_cells])].copy()
+
+
+SIMULATED = ["simulated", "hexagonal"]
+REAL = {"starmap": ("starmap_mpfc_BZ5.h5ad", 0.0625), "dlpfc": ("dlpfc_151673.h5ad", 1.0)}
+
+
+@pytest.fixture(scope="module")
+def real_model(shared_data, tmp_path_factory) -> Path:
+    """A model for the genes of the real slices."""
+    here = tmp_path_factory.mktemp("real")
+    slices = []
+    for name, (file, um_per_unit) in REAL.items():
+        cropped(shared_data / "data" / file, 300).write_h5ad(here / f"{name}.h5ad")
+        slices.append({"path": str(here / f"{name}.h5ad"), "um_per_unit": um_per_unit})
+    scales = {"sub_slices": {"n_cells": 300}, "rank_value": {"max_tokens": 64}}
+    succeed("build", write_yaml(here / "build.yaml", {"out": str(here / "corpus"), "slices": slices, "scales": scales}))
+    sizes = {"cell_encoder": {"n_layers": 1, "width": 32, "n_heads": 2, "ffn_dim": 32}, "se2_transformer": {"n_layers": 2, "n_neighbors": 6}}
+    run = {"corpus": str(here / "corpus"), "out": str(here / "run"), "encoder_stage": None, "se2_stage": {"max_steps": 2}, **sizes}
+    succeed("train", write_yaml(here / "train.yaml", run))
+    return here / "run/model"
+
+
+@pytest.fixture(params=[*SIMULATED, *REAL])
+def slice_and_model(request, simulated_paths, tiny_run) -> tuple[anndata.AnnData, Path, float]:
+    if request.param == "simulated":
+        return anndata.read_h5ad(simulated_paths[0]), tiny_run / "model", 1.0
+    if request.param == "hexagonal":
+        return hexagonal(), tiny_run / "model", 1.0
+    data = request.getfixturevalue("shared_data") / "data"
+    file, um_per_unit = REAL[request.param]
+    return cropped(data / file, 1200), request.getfixturevalue("real_model"), um_per_unit
+
+
+@pytest.fixture
+def embed(tmp_path) -> Callable[..., dict[str, anndata.AnnData]]:
+    def embed_tables(tables: dict[str, anndata.AnnData], model: Path, um_per_unit: float) -> dict[str, anndata.AnnData]:
+        paths = {name: tmp_path / f"{name.replace(' ', '_')}.h5ad" for name in tables}
+        for name, table in tables.items():
+            table.write_h5ad(paths[name])
+        succeed("embed", *paths.values(), "--model", model, "--out", tmp_path / "out", "--um-per-unit", um_per_unit)
+        return {name: anndata.read_h5ad(tmp_path / "out" / path.name) for name, path in paths.items()}
+
+    return embed_tables
+
+
+def moved(table: anndata.AnnData, move: Callable[[np.ndarray], np.ndarray]) -> anndata.AnnData:
+    other = table.copy()
+    other.obsm["spatial"] = move(np.asarray(table.obsm["spatial"], dtype=np.float64))
+    return other
+
+
+def cosine_distance(one: anndata.AnnData, other: anndata.AnnData) -> np.ndarray:
+    """Per cell, (n_cells,) float64; 0 where neither is embedded."""
+    x, y = (np.nan_to_num(table.obsm["X_stofm"].astype(np.float64)) for table in (one, other))
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return np.where(lengths > 0, 1 - (x * y).sum(axis=1) / np.where(lengths > 0, lengths, 1), 0.0)
+
+
+def test_turning_shifting_or_mirroring_a_slice_leaves_every_embedding(slice_and_model, embed):
+    table, model, um_per_unit = slice_and_model
+    tables = {"as it lies": table} | {name: moved(table, move) for name, move in MOVES.items()} | {"stretched": moved(table, lambda xy: xy * 1.5)}
+    embedded = embed(tables, model, um_per_unit)
+    usual = embedded["as it lies"]
+    n_changed = {name: int((cosine_distance(usual, embedded[name]) > 1e-5).sum()) for name in MOVES}
+    # Only cells that agree in place along a cut and in content may change sides: spots of equal counts.
+    _, n_alike = np.unique(content_keys(table.X.tocsr()), return_counts=True)
+    n_ties = int(n_alike[n_alike > 1].sum())
+    print(f"cells whose embedding changed, by move: {n_changed}; cells with a twin: {n_ties} of {table.n_obs}")
+    assert max(n_changed.values()) == 0
+    assert (cosine_distance(usual, embedded["stretched"]) > 1e-5).mean() > 0.5, "distances do enter"
+
+
+def test_permuting_the_rows_permutes_the_embeddings_and_nothing_else(slice_and_model, embed):
+    table, model, um_per_unit = slice_and_model
+    order = np.random.default_rng(0).permutation(table.n_obs)
+    embedded = embed({"as filed": table, "permuted": table[order].copy()}, model, um_per_unit)
+    usual, permuted = embedded["as filed"][order], embedded["permuted"]
+    np.testing.assert_allclose(permuted.obsm["X_stofm"], usual.obsm["X_stofm"], atol=1e-6, rtol=0)
+    assert permuted.obs.equals(usual.obs)
+    assert permuted.var.equals(usual.var)
+    assert (permuted.X != usual.X).nnz == 0
+    np.testing.assert_array_equal(permuted.obsm["spatial"], usual.obsm["spatial"])
+    assert permuted.uns["stofm"] == usual.uns["stofm"]

@@ -1,0 +1,87 @@
+"""A corpus: what it refuses to overwrite, to take in or to read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import anndata
+import pytest
+from conftest import corpus_config
+from pydantic import ValidationError
+
+from corpus.build import Corpus, build_corpus
+from stofm.durable import tree_sha256
+from stofm.errors import ConfigError, DataError, FormatError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_corpus_of_other_settings_is_not_overwritten(here, simulated_paths):
+    build_corpus(corpus_config(simulated_paths, "corpus"))
+    before = tree_sha256(here)
+    with pytest.raises(ConfigError, match="found a corpus of other settings; expected these ones"):
+        build_corpus(corpus_config(simulated_paths[:2], "corpus"))
+    assert tree_sha256(here) == before
+
+
+def test_a_slice_that_changed_since_is_named(here, simulated_paths):
+    mine = [shutil.copy(path, here) for path in simulated_paths]
+    build_corpus(corpus_config(mine, "corpus"))
+    shutil.copy(simulated_paths[0], mine[1])
+    with pytest.raises(DataError, match="slice 'slice_1': its file changed since corpus corpus was built"):
+        build_corpus(corpus_config(mine, "corpus"))
+
+
+def test_all_refused_slices_are_reported_and_the_build_goes_on_once_they_are_mended(here, simulated_paths):
+    mine = [shutil.copy(path, here) for path in simulated_paths]
+    (here / "slice_0.h5ad").unlink()
+    (here / "slice_2.h5ad").unlink()
+    reports: list[str] = []
+    with pytest.raises(DataError, match=r"2 of 3 slices were refused \(each named above\)"):
+        build_corpus(corpus_config(mine, "corpus"), report=reports.append)
+    assert [report[:15] for report in reports] == ["slice 'slice_0'", "slice 'slice_2'"]
+    for path in simulated_paths:
+        shutil.copy(path, here)
+    assert build_corpus(corpus_config(mine, "corpus")).slice_ids == ["slice_0", "slice_1", "slice_2"]
+
+
+@pytest.mark.parametrize("name", ["slices/slice_1.zarr.zip", "gene_vocab.csv"])
+def test_a_corpus_with_a_changed_file_is_refused_when_the_file_is_read(tiny_corpus, tmp_path, name):
+    shutil.copytree(tiny_corpus.folder, tmp_path / "copy")
+    data = bytearray((tmp_path / "copy" / name).read_bytes())
+    data[-9] ^= 1
+    (tmp_path / "copy" / name).write_bytes(data)
+    with pytest.raises(FormatError, match="Build the corpus again"):
+        Corpus(tmp_path / "copy").gene_scale("slice_1")
+
+
+def test_the_corpus_id_names_the_content(tiny_corpus, simulated_paths, here):
+    other = build_corpus(corpus_config(simulated_paths[:2], "corpus"))
+    assert other.corpus_id != tiny_corpus.corpus_id
+    assert json.loads((here / "corpus" / "manifest.json").read_text())["corpus_id"] == other.corpus_id
+
+
+def test_a_slice_with_too_few_counts_on_mapped_genes_is_refused(here, simulated_paths):
+    table = anndata.read_h5ad(simulated_paths[0])
+    table.var_names = [*table.var_names[:5], *(f"unknown_{number}" for number in range(55))]
+    table.write_h5ad(here / "foreign.h5ad")
+    config = corpus_config([here / "foreign.h5ad"], "corpus").model_copy(update={"min_share_of_counts": 0.5})
+    with pytest.raises(
+        DataError, match=r"slice 'foreign': [\d.]+% of its counts are on mapped genes \(unmapped: unknown_\d+.*expected at least 50.0%"
+    ):
+        build_corpus(config)
+
+
+def test_two_slices_of_one_name_are_refused(simulated_paths):
+    with pytest.raises(ValidationError, match="slice_id 'slice_0' is used twice; expected one name per slice"):
+        corpus_config([simulated_paths[0], simulated_paths[0]], "corpus")
+
+
+def test_a_folder_without_a_finished_corpus_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"found a folder without a SToFM marker; .*Make it with `stofm build CONFIG`"):
+        Corpus(tmp_path)
