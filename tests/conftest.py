@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from synth import corpus_config
 
-from corpus.build import Corpus, CorpusConfig, build_corpus
-from corpus.scales import ScaleConfig
+from corpus.build import Corpus, build_corpus
 from corpus.simulate import SimulationConfig, simulate_slices
-from corpus.slice import SliceSpec
-from corpus.sub_slices import SubSliceConfig
-from corpus.virtual_cells import VirtualCellConfig
 from pretrain.config import EncoderStageConfig, PretrainConfig, SE2StageConfig
 from pretrain.train import train
 from stofm.cell_encoder import CellEncoderConfig
@@ -22,8 +19,6 @@ from stofm.se2_transformer import SE2TransformerConfig
 
 settings.register_profile("stofm", database=None, deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("stofm")
-
-TINY_SCALES = ScaleConfig(sub_slices=SubSliceConfig(n_cells=150), virtual_cells=VirtualCellConfig(cells_each=40))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,10 +35,6 @@ def simulated_paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for path, table in zip(paths, simulate_slices(SimulationConfig(n_slices=3, n_cells=400, panel_sizes=[60, 90])), strict=True):
         table.write_h5ad(path)
     return paths
-
-
-def corpus_config(paths: list[Path], out: Path | str) -> CorpusConfig:
-    return CorpusConfig(out=str(out), slices=[SliceSpec(path=str(path)) for path in paths], scales=TINY_SCALES)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from corpus.slice import Slice
+from corpus.build import CorpusConfig
+from corpus.scales import ScaleConfig
+from corpus.slice import Slice, SliceSpec
+from corpus.sub_slices import SubSliceConfig
+from corpus.virtual_cells import VirtualCellConfig
 from stofm.fields import (
     CELL_EMBEDDINGS,
     COORDS_UM,
@@ -16,6 +22,12 @@ from stofm.fields import (
 )
 
 Arrays = dict[str, np.ndarray]
+TINY_SCALES = ScaleConfig(sub_slices=SubSliceConfig(n_cells=150), virtual_cells=VirtualCellConfig(cells_each=40))
+
+
+def corpus_config(paths: list[Path], out: Path | str) -> CorpusConfig:
+    """A corpus of these files, in sub-slices of 150 cells."""
+    return CorpusConfig(out=str(out), slices=[SliceSpec(path=str(path)) for path in paths], scales=TINY_SCALES)
 
 
 def slice_of_counts(counts, gene_names, *, ensembl_ids=None, species="human", **more) -> Slice:
@@ -59,6 +71,12 @@ def random_record(seed: int, n_cells: int = 40, *, n_virtual: int = 3, n_outside
 def turned(coords: np.ndarray, degrees: float) -> np.ndarray:
     angle = np.deg2rad(degrees)
     return coords @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).T
+
+
+def spot_grid(n_rows: int, n_columns: int) -> np.ndarray:
+    """Places of a Visium array, 100 um apart; for an odd number of rows its long axis is that of the rows."""
+    row, column = np.divmod(np.arange(n_rows * n_columns), n_columns)
+    return np.stack([column * 100.0 + row % 2 * 50.0, row * 100.0 * 3**0.5 / 2], axis=1)
 
 
 MOTIONS = {

@@ -1,9 +1,9 @@
 """A process that runs `stofm train` again and again, each time in a child of its own, some of them killed at a chosen moment.
 
-python interrupted.py CONFIG OUT MOMENT [OUT MOMENT ...]
+python interrupted.py CONFIG FOLDER
 
 The libraries are imported once and nothing is computed in this process, so that a child costs a fork. A child with a
-moment sends itself SIGKILL when training gets there, and the same command is then run to its end.
+moment sends itself SIGKILL when training gets there; the same command is then started again, and at last runs to its end.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import anndata  # noqa: F401 - this and others below are imported before the forks
+import matplotlib.figure  # noqa: F401
+import sklearn.cluster
+import sklearn.decomposition  # noqa: F401
+from transformers import BertConfig, BertModel  # noqa: F401
+
 import pretrain.run_log
 import pretrain.state
 import pretrain.train
 import stofm.checkpoint
-import tools.train  # noqa: F401 - imported before the forks
+import tools.train  # noqa: F401
 from tools.cli import main
 
 
@@ -41,27 +47,34 @@ def checkpoint(stage: str, step: int) -> Callable[..., bool]:
 
 
 MOMENTS: dict[str, Callable[[], None]] = {
-    "never": lambda: None,
     "before the first checkpoint": lambda: logs("encoder", 2),
-    "encoder stage": lambda: logs("encoder", 5),
+    "encoder step 5": lambda: logs("encoder", 5),
     "encoder checkpoint half written": lambda: before(pretrain.state, "write_json", checkpoint("encoder", 6)),
-    "encoder checkpoint written, old one not dropped": lambda: before(pretrain.state, "remove"),
-    "last step of the encoder stage": lambda: logs("encoder", 8),
+    "old encoder checkpoint not dropped": lambda: before(pretrain.state, "remove"),
     "encoder half written": lambda: before(pretrain.train.CellEncoder, "save"),
-    "slice 1 embedded": lambda: before(pretrain.train, "embedded_shards", lambda _, __, slice_id, *___, **____: slice_id == "slice_1"),
-    "SE(2) stage": lambda: logs("se2", 5),
+    "slice_1 not embedded": lambda: before(pretrain.train, "embedded_shards", lambda _, __, slice_id, *___, **____: slice_id == "slice_1"),
+    "SE(2) step 5": lambda: logs("se2", 5),
     "SE(2) checkpoint half written": lambda: before(pretrain.state, "write_json", checkpoint("se2", 6)),
     "model half written": lambda: before(stofm.checkpoint, "write_json"),
 }
+# What is done to each run; a run killed more than once is started again after each.
+RUNS: dict[str, list[str]] = {
+    "never": [],
+    "in the encoder stage": ["encoder step 5"],
+    "in the SE(2) stage": ["SE(2) step 5"],
+    "while a checkpoint is written": ["encoder checkpoint half written", "SE(2) checkpoint half written"],
+    "again and again": list(MOMENTS),
+}
 
 
-def run(words: list[str], moment: str) -> int:
-    """Run a command in a child; returns its exit code, or minus the signal that ended it."""
+def run(words: list[str], moment: str | None = None) -> int:
+    """Run a command in a child, which dies at a moment; returns its exit code, or minus the signal that ended it."""
     child = os.fork()
     if child == 0:
         try:
             sys.argv = ["stofm", *words]
-            MOMENTS[moment]()
+            if moment is not None:
+                MOMENTS[moment]()
             main()
         except SystemExit as stop:
             os._exit(stop.code if isinstance(stop.code, int) else 1)
@@ -70,9 +83,9 @@ def run(words: list[str], moment: str) -> int:
 
 
 if __name__ == "__main__":
-    config, *rest = sys.argv[1:]
-    for out, moment in zip(rest[::2], rest[1::2], strict=True):
-        words = ["train", config, f"out={out}"]
-        if moment != "never":
-            assert run(words, moment) == -signal.SIGKILL, f"{moment}: training never got there"
-        assert run(words, "never") == 0, f"{moment}: the run did not end well"
+    config, folder = sys.argv[1:]
+    for name, moments in RUNS.items():
+        words = ["train", config, f"out={folder}/{name}"]
+        for moment in moments:
+            assert run(words, moment) == -signal.SIGKILL, f"{name}: training never got to {moment}"
+        assert run(words) == 0, f"{name}: the run did not end well"

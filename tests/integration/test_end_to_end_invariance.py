@@ -8,11 +8,13 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+import torch
 from cli import succeed, write_yaml
 from synth import turned
 
 from corpus.cell_order import content_keys
 from corpus.simulate import SimulationConfig, simulate_slice
+from stofm.checkpoint import load_model, save_model
 
 MOVES = {
     "rotation": lambda coords: turned(coords, 33.7),
@@ -41,6 +43,22 @@ SIMULATED = ["simulated", "hexagonal"]
 REAL = {"starmap": ("starmap_mpfc_BZ5.h5ad", 0.0625), "dlpfc": ("dlpfc_151673.h5ad", 1.0)}
 
 
+def keen(model: Path, out: Path) -> Path:
+    """A copy of a model to which distances matter far more than a few steps of training make them."""
+    found = load_model(model)
+    with torch.no_grad():
+        for weights in found.se2_transformer.pair_bias.mlp.parameters():
+            weights.copy_(2 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)))
+    texts = {name: (model / name).read_text() for name in ("gene_vocab.csv", "scales.json", "README.md")}
+    save_model(out, found.cell_encoder, found.se2_transformer, texts=texts, trained_on=found.meta["trained_on"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_run, tmp_path_factory) -> Path:
+    return keen(tiny_run / "model", tmp_path_factory.mktemp("tiny") / "model")
+
+
 @pytest.fixture(scope="module")
 def real_model(shared_data, tmp_path_factory) -> Path:
     """A model for the genes of the real slices."""
@@ -54,15 +72,15 @@ def real_model(shared_data, tmp_path_factory) -> Path:
     sizes = {"cell_encoder": {"n_layers": 1, "width": 32, "n_heads": 2, "ffn_dim": 32}, "se2_transformer": {"n_layers": 2, "n_neighbors": 6}}
     run = {"corpus": str(here / "corpus"), "out": str(here / "run"), "encoder_stage": None, "se2_stage": {"max_steps": 2}, **sizes}
     succeed("train", write_yaml(here / "train.yaml", run))
-    return here / "run/model"
+    return keen(here / "run/model", here / "model")
 
 
 @pytest.fixture(params=[*SIMULATED, *REAL])
-def slice_and_model(request, simulated_paths, tiny_run) -> tuple[anndata.AnnData, Path, float]:
+def slice_and_model(request, simulated_paths, tiny_model) -> tuple[anndata.AnnData, Path, float]:
     if request.param == "simulated":
-        return anndata.read_h5ad(simulated_paths[0]), tiny_run / "model", 1.0
+        return anndata.read_h5ad(simulated_paths[0]), tiny_model, 1.0
     if request.param == "hexagonal":
-        return hexagonal(), tiny_run / "model", 1.0
+        return hexagonal(), tiny_model, 1.0
     data = request.getfixturevalue("shared_data") / "data"
     file, um_per_unit = REAL[request.param]
     return cropped(data / file, 1200), request.getfixturevalue("real_model"), um_per_unit

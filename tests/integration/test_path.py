@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from cli import contents, succeed, write_yaml
 from matplotlib.image import imread
-from spatialdata import SpatialData
-from spatialdata.models import TableModel
 
 from stofm.checkpoint import load_model
 
@@ -127,36 +125,3 @@ def test_a_cell_without_a_known_gene_keeps_its_row_and_says_why(walked, simulate
     assert set(back.obs["stofm_status"][is_gap]) == {"no gene of the vocabulary"}
     np.testing.assert_array_equal(back.obs["stofm_region"].isna(), is_gap)
     np.testing.assert_array_equal(back.obs["stofm_region_probability"].isna(), is_gap)
-
-
-def in_spatialdata(table: anndata.AnnData, folder: Path) -> Path:
-    with anndata.settings.override(auto_shard_zarr_v3=True):
-        SpatialData(tables={"table": TableModel.parse(table)}).write(folder / "slice.zarr")
-    return folder / "slice.zarr"
-
-
-def under_another_key(table: anndata.AnnData, folder: Path) -> Path:
-    table.obsm["xy"] = table.obsm.pop("spatial")
-    table.write_h5ad(folder / "slice.h5ad")
-    return folder / "slice.h5ad"
-
-
-def with_a_flat_z(table: anndata.AnnData, folder: Path) -> Path:
-    table.obsm["spatial"] = np.column_stack([table.obsm["spatial"], np.full(table.n_obs, 5.0)])
-    table.write_h5ad(folder / "slice.h5ad")
-    return folder / "slice.h5ad"
-
-
-STORED = {"SpatialData": (in_spatialdata, []), "key xy": (under_another_key, ["--spatial-key", "xy"]), "flat z": (with_a_flat_z, [])}
-
-
-@pytest.mark.parametrize("form", STORED)
-def test_the_same_slice_in_another_form_gets_the_same_embedding_and_regions(walked, simulated_paths, tmp_path, form):
-    store, options = STORED[form]
-    path = store(anndata.read_h5ad(simulated_paths[2]), tmp_path)
-    succeed("embed", path, "--model", walked / "run/model", "--out", tmp_path / "embedded", *options)
-    succeed("segment", "predict", tmp_path / "embedded/slice.h5ad", "--head", walked / "region_head", "--out", tmp_path / "predicted")
-    back, usual = anndata.read_h5ad(tmp_path / "predicted/slice.h5ad"), anndata.read_h5ad(walked / "predicted_region/slice_2.h5ad")
-    np.testing.assert_array_equal(back.obsm["X_stofm"], usual.obsm["X_stofm"])
-    assert back.obs["stofm_region"].tolist() == usual.obs["stofm_region"].tolist()
-    assert (tmp_path / "predicted/slice_region.png").is_file()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from cli import succeed, write_yaml
 
 from downstream.embedding import load_embedder
@@ -30,8 +31,10 @@ def in_two_processes(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_have_the_losses_of_one(config):
-    here = config.parent
+    here, n_threads = config.parent, torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun sets it; another number sums in another order
     succeed("train", config, f"out={here / 'one'}")
+    torch.set_num_threads(n_threads)
     done = in_two_processes("train", config, f"out={here / 'two'}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model: ") == 1, "only the first process speaks"
@@ -49,5 +52,5 @@ def test_micro_batches_that_the_processes_do_not_divide_are_refused_before_anyth
     errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
     assert errors == {"error: encoder_stage.n_micro_batches: found 3 for 2 processes; expected a multiple of their number."}
     assert "exitcode  : 2" in done.stderr
-    assert "Traceback" not in done.stderr.partition("Root Cause")[0].partition("torch.distributed.elastic")[0]
+    assert "tools/cli.py" not in done.stderr, "the traceback that torchrun shows is its own"
     assert not out.exists()

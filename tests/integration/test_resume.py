@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from cli import contents, refused, stofm, succeed, write_yaml
-from interrupted import MOMENTS
+from interrupted import RUNS
 
 from pretrain.run_log import read_run_log
 
-KILLED = [moment for moment in MOMENTS if moment != "never"]
+KILLED = [name for name in RUNS if name != "never"]
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,10 @@ def config(tiny_run_config, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(config) -> dict[str, Path]:
-    """One run per moment at which it was killed, and one never killed; each went to its end."""
-    outs = {moment: config.parent / moment.replace(" ", "_") for moment in MOMENTS}
-    words = [word for moment, out in outs.items() for word in (str(out), moment)]
+def runs(config) -> Path:
+    """The folder of all runs, killed at the moments that `RUNS` says; each went to its end."""
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("interrupted.py"), config, *words],
+        [sys.executable, Path(__file__).with_name("interrupted.py"), config, config.parent],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -39,7 +37,7 @@ def runs(config) -> dict[str, Path]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return outs
+    return config.parent
 
 
 def measured(run: Path) -> list[dict]:
@@ -48,35 +46,36 @@ def measured(run: Path) -> list[dict]:
 
 
 def test_the_run_that_was_never_stopped_learns_in_both_stages(runs):
-    lines = measured(runs["never"])
+    lines = measured(runs / "never")
     assert [(line["stage"], line["step"]) for line in lines] == [(stage, step + 1) for stage in ("encoder", "se2") for step in range(8)]
     assert len({str(line["losses"]) for line in lines}) == 16
 
 
-@pytest.mark.parametrize("moment", KILLED)
-def test_losses_are_those_of_a_run_that_was_never_stopped(runs, moment):
-    assert measured(runs[moment]) == measured(runs["never"])
+@pytest.mark.parametrize("name", KILLED)
+def test_losses_are_those_of_a_run_that_was_never_stopped(runs, name):
+    assert measured(runs / name) == measured(runs / "never")
 
 
-@pytest.mark.parametrize("moment", KILLED)
-def test_the_model_is_the_same_bytes(runs, moment):
-    assert contents(runs[moment] / "model") == contents(runs["never"] / "model")
-    assert contents(runs[moment] / "cell_encoder") == contents(runs["never"] / "cell_encoder")
+@pytest.mark.parametrize("name", KILLED)
+def test_the_model_is_the_same_bytes(runs, name):
+    assert contents(runs / name / "model") == contents(runs / "never" / "model")
+    assert contents(runs / name / "cell_encoder") == contents(runs / "never" / "cell_encoder")
 
 
-@pytest.mark.parametrize("moment", KILLED)
-def test_nothing_half_written_stays_in_sight(runs, moment):
-    names = sorted(path.name for path in (runs[moment] / "checkpoints").iterdir() if not path.name.startswith("."))
-    assert names == ["encoder-00000008", "se2-00000008"]
-    assert sorted(path.name for path in runs[moment].iterdir() if not path.name.startswith(".")) == sorted(
-        path.name for path in runs["never"].iterdir()
-    )
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_nothing_half_written_stays_in_sight(runs, name):
+    assert visible(runs / name / "checkpoints") == ["encoder-00000008", "se2-00000008"]
+    assert visible(runs / name) == visible(runs / "never")
 
 
 def test_a_finished_run_started_again_does_nothing(runs, config):
-    before = contents(runs["never"])
-    assert "is complete" in succeed("train", config, f"out={runs['never']}")
-    assert contents(runs["never"]) == before
+    before = contents(runs / "never")
+    assert "is complete" in succeed("train", config, f"out={runs / 'never'}")
+    assert contents(runs / "never") == before
 
 
 def test_a_stopped_run_is_not_gone_on_with_by_another_configuration(runs, config, tmp_path):

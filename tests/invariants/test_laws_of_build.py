@@ -7,7 +7,7 @@ import itertools
 import anndata
 import numpy as np
 import pytest
-from conftest import corpus_config
+from synth import corpus_config
 
 import corpus.build
 from corpus.build import Corpus, build_corpus

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from synth import MOTIONS, random_cells, random_record, record_of
+from synth import MOTIONS, random_cells, random_record, record_of, spot_grid
 
 from corpus.shards import View
 from pretrain.config import SE2StageConfig
@@ -18,7 +18,7 @@ from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, VIRTUAL_COORDS_UM, VIRTUAL_
 from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig, SubSliceRepr
 
 CONFIG = SE2TransformerConfig(n_layers=2, n_heads=4, ffn_dim=32, n_radial=8, n_neighbors=6)
-SIZES = (40, 25, 3)  # cells of the sub-slices of the batch
+SIZES = (40, 25, 3)  # cells of the sub-slices of the batch; the second is a spot grid, full of ties
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def model() -> SE2Transformer:
 @pytest.fixture
 def batch() -> SubSliceBatch:
     records = [random_record(seed, n_cells) for seed, n_cells in enumerate(SIZES)]
+    records[1][COORDS_UM] = spot_grid(5, 5).astype(np.float32)
     return collate([{**record, "is_masked": np.arange(n) % 5 == 0} for record, n in zip(records, SIZES, strict=True)])
 
 

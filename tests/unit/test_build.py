@@ -7,8 +7,8 @@ import shutil
 
 import anndata
 import pytest
-from conftest import corpus_config
 from pydantic import ValidationError
+from synth import corpus_config
 
 from corpus.build import Corpus, build_corpus
 from stofm.durable import tree_sha256
@@ -45,9 +45,20 @@ def test_all_refused_slices_are_reported_and_the_build_goes_on_once_they_are_men
     with pytest.raises(DataError, match=r"2 of 3 slices were refused \(each named above\)"):
         build_corpus(corpus_config(mine, "corpus"), report=reports.append)
     assert [report[:15] for report in reports] == ["slice 'slice_0'", "slice 'slice_2'"]
-    for path in simulated_paths:
-        shutil.copy(path, here)
+    for path, mended in zip(simulated_paths, mine, strict=True):
+        shutil.copy(path, mended)
     assert build_corpus(corpus_config(mine, "corpus")).slice_ids == ["slice_0", "slice_1", "slice_2"]
+
+
+def test_a_slice_that_changed_during_an_unfinished_build_is_read_again(here, simulated_paths):
+    mine = [shutil.copy(path, here) for path in simulated_paths]
+    (here / "slice_2.h5ad").unlink()
+    with pytest.raises(DataError, match=r"slice 'slice_2' .*: no such file"):
+        build_corpus(corpus_config(mine, "corpus"))
+    shutil.copy(simulated_paths[2], mine[2])
+    shutil.copy(simulated_paths[2], mine[0])
+    corpus = build_corpus(corpus_config(mine, "corpus"))
+    assert corpus.truth("slice_0").coords_um.tolist() == corpus.truth("slice_2").coords_um.tolist()
 
 
 @pytest.mark.parametrize("name", ["slices/slice_1.zarr.zip", "gene_vocab.csv"])
@@ -66,15 +77,33 @@ def test_the_corpus_id_names_the_content(tiny_corpus, simulated_paths, here):
     assert json.loads((here / "corpus" / "manifest.json").read_text())["corpus_id"] == other.corpus_id
 
 
-def test_a_slice_with_too_few_counts_on_mapped_genes_is_refused(here, simulated_paths):
+def config_of_foreign_genes(folder, simulated_paths, min_share_of_counts: float):
+    """A corpus of one slice most of whose genes nobody knows."""
     table = anndata.read_h5ad(simulated_paths[0])
     table.var_names = [*table.var_names[:5], *(f"unknown_{number}" for number in range(55))]
-    table.write_h5ad(here / "foreign.h5ad")
-    config = corpus_config([here / "foreign.h5ad"], "corpus").model_copy(update={"min_share_of_counts": 0.5})
-    with pytest.raises(
-        DataError, match=r"slice 'foreign': [\d.]+% of its counts are on mapped genes \(unmapped: unknown_\d+.*expected at least 50.0%"
-    ):
-        build_corpus(config)
+    table.write_h5ad(folder / "foreign.h5ad")
+    return corpus_config([folder / "foreign.h5ad"], "corpus").model_copy(update={"min_share_of_counts": min_share_of_counts})
+
+
+TOO_FEW = r"slice 'foreign': [\d.]+% of its counts are on mapped genes \(unmapped: unknown_\d+.*expected at least 50.0%"
+
+
+def test_a_slice_with_too_few_counts_on_mapped_genes_is_refused(here, simulated_paths):
+    with pytest.raises(DataError, match=TOO_FEW):
+        build_corpus(config_of_foreign_genes(here, simulated_paths, 0.5))
+
+
+def test_the_share_of_counts_is_checked_for_slices_read_before_a_stop_too(here, simulated_paths, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("corpus.build.compute_gene_vocab", raise_planted)
+        with pytest.raises(RuntimeError, match="planted"):
+            build_corpus(config_of_foreign_genes(here, simulated_paths, 0.0))
+    with pytest.raises(DataError, match=TOO_FEW):
+        build_corpus(config_of_foreign_genes(here, simulated_paths, 0.5))
+
+
+def raise_planted(*_, **__):
+    raise RuntimeError("planted")
 
 
 def test_two_slices_of_one_name_are_refused(simulated_paths):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from synth import random_record
+from synth import random_record, turned
 
 from stofm.batch import SubSliceBatch, collate
 from stofm.fields import COORDS_UM
@@ -54,9 +54,10 @@ def test_distances_are_those_of_the_places():
     torch.testing.assert_close(pairs.distance_um, between.norm(dim=1))
 
 
+@pytest.mark.parametrize("degrees", [0.0, 33.0])
 @pytest.mark.parametrize("spacing", [0.5, 100.0])
-def test_ties_on_a_grid_are_neighbors_all_or_none(spacing):
-    grid = np.stack(np.meshgrid(np.arange(5), np.arange(5)), -1).reshape(-1, 2) * spacing
+def test_ties_on_a_grid_are_neighbors_all_or_none(spacing, degrees):
+    grid = turned(np.stack(np.meshgrid(np.arange(5), np.arange(5)), -1).reshape(-1, 2) * spacing, degrees)
     centre_of = {n: {pair for pair in found(batch_of_places(grid), n) if 12 in pair} for n in (1, 2, 4, 5)}
     assert centre_of[1] == centre_of[2] == centre_of[4] == {(7, 12), (11, 12), (12, 13), (12, 17)}
     assert len(centre_of[5]) == 8
