@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from corpus.gene_ids import GeneAudit, load_gene_tables
+from corpus.gene_ids import load_gene_tables
 from corpus.gene_vocab import GeneConfig, GeneVocab, compute_gene_vocab, read_gene_vocab
 from corpus.readers import read_slice, slice_name
 from corpus.scales import EmbedCells, GeneScale, ScaleConfig, embedded_records, extract_gene_scale, token_records
@@ -21,8 +21,8 @@ from corpus.shards import Record, RecordPlace, View, write_shards, write_view
 from corpus.slice import SliceSpec
 from corpus.truth import SliceTruth, read_truth, truth_of, write_truth
 from stofm.config import FrozenModel, parse_config
-from stofm.durable import claim_folder, file_sha256, read_json, require_folder, tree_digest, write_json, write_text
-from stofm.errors import ConfigError, DataError, FormatError
+from stofm.durable import claim_folder, file_sha256, read_json, require_folder, sweep, tree_digest, write_json, write_text
+from stofm.errors import ConfigError, DataError, FormatError, located
 
 CORPUS_KIND = "stofm-corpus/1"
 
@@ -116,6 +116,7 @@ def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext()
         report(f"corpus {folder} is complete: {len(corpus.slice_ids)} slices")
         return corpus
 
+    sweep(folder)
     write_text(folder / "config.yaml", config.to_yaml())
     commits = _write_truths(config, folder, track, report)
     with track("gene vocabulary"):
@@ -171,12 +172,14 @@ def _write_truths(config: CorpusConfig, folder: Path, track: Track, report: Repo
             with track(f"{name}: reading"):
                 made_from = {"input_sha256": input_sha256(spec), "reader": spec.digest(), "genes": config.genes.tables.digest()}
                 if not commit_path.is_file() or not made_from.items() <= read_json(commit_path).items() or not path.is_file():
-                    truth, audit = truth_of(read_slice(spec), tables)
-                    _require_share(name, audit, config.min_share_of_counts)
+                    st_slice = read_slice(spec)
+                    with located(f"slice {name!r} ({spec.path})"):
+                        truth, audit = truth_of(st_slice, tables)
                     write_truth(path, truth)
                     write_json(commit_path, {**made_from, "slice_id": name, "truth_sha256": file_sha256(path), "genes_audit": asdict(audit),
                                              "n_cells": truth.counts.shape[0], "labels": sorted(truth.labels), "source": truth.source})  # fmt: skip
                 commits[name] = read_json(commit_path)
+                _require_share(name, commits[name]["genes_audit"], config.min_share_of_counts)
         except DataError as error:
             errors.append(error)
     if len(errors) == 1:
@@ -195,12 +198,12 @@ def _find_vocab(config: CorpusConfig, folder: Path) -> GeneVocab:
     return compute_gene_vocab(((t.counts, t.human_ids, t.symbols) for t in truths), min_cells=config.genes.min_cells)
 
 
-def _require_share(name: str, audit: GeneAudit, least: float) -> None:
-    if audit.share_of_counts_mapped < least:
+def _require_share(name: str, audit: dict[str, Any], least: float) -> None:
+    if audit["share_of_counts_mapped"] < least:
         raise DataError(
-            f"slice {name!r}: {audit.share_of_counts_mapped:.1%} of its counts are on mapped genes "
-            f"(unmapped: {', '.join(audit.unmapped_examples[:5])}); "
-            f"expected at least {least:.1%}. Check `species` and `gene_id_column`, or lower `min_share_of_counts`."
+            f"slice {name!r}: {audit['share_of_counts_mapped']:.1%} of its counts are on mapped genes "
+            f"(unmapped: {', '.join(audit['unmapped_examples'][:5])}); expected at least {least:.1%}. "
+            "Check `species` and `gene_id_column`, or lower `min_share_of_counts`."
         )
 
 

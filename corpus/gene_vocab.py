@@ -99,16 +99,16 @@ def read_gene_vocab(path: Path) -> GeneVocab:
     """Read a vocabulary; `FormatError` unless its tokens are 2, 3, ... in order and its medians positive."""
     if not path.is_file():
         raise ConfigError(f"vocabulary {path}: no such file; expected a CSV {','.join(HEADER)}. Correct `genes.vocabulary`.")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if not set(HEADER[:3]) <= set(reader.fieldnames or ()):
-            raise FormatError(f"vocabulary {path}: found columns {reader.fieldnames}; expected {','.join(HEADER)}.")
-        rows = list(reader)
     try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if not set(HEADER[:3]) <= set(reader.fieldnames or ()):
+                raise FormatError(f"vocabulary {path}: found columns {reader.fieldnames}; expected {','.join(HEADER)}.")
+            rows = list(reader)
         tokens = np.array([int(row["token"]) for row in rows])
         medians = np.array([float(row["median"]) for row in rows])
-    except ValueError as error:
-        raise FormatError(f"vocabulary {path}: {error}; expected whole tokens and decimal medians.") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise FormatError(f"vocabulary {path}: {error}; expected whole tokens and decimal medians, in UTF-8.") from error
     expected = np.arange(N_LEADING_SPECIALS, N_LEADING_SPECIALS + len(rows))
     if not rows or not np.array_equal(tokens, expected) or not (np.isfinite(medians) & (medians > 0)).all():
         raise FormatError(f"vocabulary {path}: expected genes with tokens 2, 3, ... in order and positive medians. Write it again.")

@@ -31,7 +31,7 @@ class SliceSpec(FrozenModel):
     """How to read one slice; everything but the path has a default that is checked against the file."""
 
     path: str = Field(description="AnnData .h5ad or SpatialData .zarr.")
-    slice_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="Name in the corpus; default: the file's stem.")
+    slice_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,60}$", description="Name in the corpus; default: the file's stem.")
     species: Literal["auto", "human", "mouse"] = Field("auto", description="auto: read from the Ensembl ids or symbols.")
     um_per_unit: float | None = Field(None, gt=0, allow_inf_nan=False, description="Micrometres per unit of the stored coordinates.")
     spatial_key: str = Field("spatial", description="obsm key of the coordinates.")

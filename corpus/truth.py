@@ -87,6 +87,8 @@ def read_truth(path: Path) -> SliceTruth:
     import anndata
     from zarr.storage import ZipStore
 
+    if not zipfile.is_zipfile(path):
+        raise FormatError(f"{path}: missing or no zip file; expected a slice of a corpus. Build the corpus again.")
     try:
         with ZipStore(path, mode="r") as store:
             table: AnnData = anndata.read_zarr(store)

@@ -82,7 +82,9 @@ def _cluster(coords_um: FloatArray, embeddings: FloatArray, n_clusters: int, con
     from sklearn.exceptions import ConvergenceWarning
 
     wide = embeddings.astype(np.float64)
-    scores = PCA(min(config.n_components, *wide.shape), svd_solver="covariance_eigh").fit_transform(wide)
+    scores = np.zeros((len(wide), 1))
+    if np.ptp(wide, axis=0).any():  # else all cells express alike
+        scores = PCA(min(config.n_components, *wide.shape), svd_solver="covariance_eigh").fit_transform(wide)
     features = np.hstack([_unit_spread(coords_um) * config.space_weight**0.5, _unit_spread(scores) * (1 - config.space_weight) ** 0.5])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: fewer virtual cells

@@ -20,7 +20,7 @@ from downstream.probes import ProbeConfig, fit_probe
 from downstream.scores import score_labels
 from stofm.config import FrozenModel
 from stofm.durable import claim_folder, write_json, write_text
-from stofm.errors import DataError
+from stofm.errors import DataError, located
 
 EVALUATION_KIND = "stofm-evaluation/1"
 
@@ -59,10 +59,10 @@ def evaluate(config: EvaluateConfig, *, track: Callable[[str], AbstractContextMa
     for task in config.tasks:
         slices = [read_slice(spec) for spec in task.slices]
         for one, spec in zip(slices, task.slices, strict=True):
-            if not (one.labels.get(task.task, "") != "").any():  # type: ignore[union-attr]
+            if task.task not in one.labels or not (one.labels[task.task] != "").any():
                 raise DataError(f"slice {one.slice_id!r}: found no {task.task!r} labels; expected some. Name their column with `labels`.")
             if (key := spec.model_dump_json(exclude={"labels"})) not in embedded:
-                with track(f"{one.slice_id}: embedding"):
+                with track(f"{one.slice_id}: embedding"), located(f"slice {one.slice_id!r} ({spec.path})"):
                     embedded[key] = embed_slice(one, embedder)
         embeddings = [embedded[spec.model_dump_json(exclude={"labels"})] for spec in task.slices]
         for held_out, (one, spec) in enumerate(zip(slices, task.slices, strict=True)):

@@ -106,10 +106,10 @@ def _neighborhood(coords: FloatArray, n_neighbors: int) -> tuple[FloatArray, Int
     """Local spacing (n,), true neighbours (n, k) and their distances (n, k) of every cell, itself left out."""
     k = min(n_neighbors, len(coords) - 1)
     distances, indices = cKDTree(coords).query(coords, k=k + 1)
-    distances, indices = distances.reshape(len(coords), -1), indices.reshape(len(coords), -1)
+    distances, indices = distances.reshape(len(coords), k + 1), indices.reshape(len(coords), k + 1)
     is_self = indices == np.arange(len(coords))[:, None]
     is_self[~is_self.any(axis=1), -1] = True  # lost among coincident cells: drop the farthest instead
-    distances, indices = distances[~is_self].reshape(-1, k), indices[~is_self].reshape(-1, k)
+    distances, indices = distances[~is_self].reshape(len(coords), k), indices[~is_self].reshape(len(coords), k)
     return distances[:, :SPACING_NEIGHBORS].mean(axis=1) if k else np.zeros(len(coords)), indices, distances
 
 

@@ -20,7 +20,7 @@ from stofm.durable import read_json, remove, replacing, tree_sha256, write_json
 from stofm.errors import CheckpointError, FormatError
 
 CHECKPOINT_FORMAT = "stofm-checkpoint/1"
-FLAT = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def save_checkpoint(folder: Path, stage: str, step: int, model: nn.Module, optimizer: Optimizer, *, run: dict[str, str], n_kept: int) -> None:

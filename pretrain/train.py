@@ -28,7 +28,7 @@ from pretrain.stages import Stage, encoder_stage, se2_stage
 from pretrain.state import resume, save_checkpoint
 from stofm.cell_encoder import CellEncoder, embed_cells
 from stofm.checkpoint import save_model
-from stofm.durable import check_folder, claim_folder, read_json, replacing, tree_digest, write_json, write_text
+from stofm.durable import check_folder, claim_folder, read_json, replacing, sweep, tree_digest, write_json, write_text
 from stofm.errors import CheckpointError, ConfigError, DataError
 from stofm.se2_transformer import SE2Transformer
 
@@ -72,6 +72,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     accelerator = _accelerator(config)
     if not accelerator.is_main_process:
         callbacks = SILENT
+    _require_divisible(config, accelerator.num_processes)
     run = {"configuration": config.digest(exclude={"out", "corpus", "log_every", "save_every", "n_checkpoints"}), "corpus": corpus.corpus_id}
     _claim(folder, config, run, accelerator)
     if (folder / "model").is_dir():
@@ -99,8 +100,6 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
 def _run_stage(stage: Stage, config: PretrainConfig, folder: Path, run: dict[str, str], accelerator: Accelerator, callbacks: Callbacks) -> None:
     """Train one stage to its end, from its last checkpoint if there is one; `stage.model` then holds the weights."""
     n_micro, n_ranks, rank = stage.config.n_micro_batches, accelerator.num_processes, accelerator.process_index
-    if n_micro % n_ranks:
-        raise ConfigError(f"{stage.name}_stage.n_micro_batches: found {n_micro} for {n_ranks} processes; expected a multiple of their number.")
     optimizer = _optimizer(stage, stage.config.optim)
     checkpoints, log = folder / "checkpoints", RunLog(folder / "losses.jsonl", is_writer=accelerator.is_main_process)
     start = resume(checkpoints, stage.name, stage.model, optimizer, run=run, warn=callbacks.report)
@@ -217,9 +216,17 @@ def _claim(folder: Path, config: PretrainConfig, run: dict[str, str], accelerato
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         claim_folder(folder, RUN_KIND)
+        sweep(folder)
         write_json(folder / "run.json", run)
         write_text(folder / "config.yaml", config.to_yaml())
     accelerator.wait_for_everyone()
+
+
+def _require_divisible(config: PretrainConfig, n_ranks: int) -> None:
+    """Raise `ConfigError` unless every process gets as many micro-batches as any other."""
+    for name, stage in (("encoder_stage", config.encoder_stage), ("se2_stage", config.se2_stage)):
+        if stage is not None and stage.n_micro_batches % n_ranks:
+            raise ConfigError(f"{name}.n_micro_batches: found {stage.n_micro_batches} for {n_ranks} processes; expected a multiple of their number.")
 
 
 def _optimizer(stage: Stage, config: OptimConfig) -> torch.optim.AdamW:

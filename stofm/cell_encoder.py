@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,7 +86,7 @@ class CellEncoder(nn.Module):
             encoder = cls(bert.config)
             encoder.bert = bert
             encoder.proj.load_state_dict(_read_head(folder / HEAD_STEM))
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError, EOFError, UnpicklingError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"cell encoder {folder}: {reason}; expected {BERT_FOLDER}/ and {HEAD_STEM}.safetensors or .bin. "
                                   "Name a folder that holds both.") from error  # fmt: skip

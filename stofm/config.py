@@ -49,9 +49,12 @@ def load_config(cls: type[ConfigT], path: Path | str, overrides: Sequence[str] =
         if "=" not in override:
             raise ConfigError(f"override {override!r}: found no '='; expected key=value, for example optim.lr=1e-4.")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"configuration {path}: found {type(OmegaConf.to_container(loaded)).__name__}; expected valid YAML, a mapping of settings.")
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"configuration {path}: {_one_line(str(error))}; expected valid YAML and key=value overrides.") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"configuration {path}: found {type(values).__name__}; expected a mapping of settings.")

@@ -34,6 +34,12 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(aside)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left aside anywhere below `folder`; nobody else may be writing there."""
+    for leftover in sorted(folder.rglob(".*.part")):
+        remove(leftover)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with replacing(path) as aside:

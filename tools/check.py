@@ -20,6 +20,8 @@ def run_check(specs: Sequence[SliceSpec]) -> None:
         try:
             _describe(read_slice(spec), spec)
         except DataError as error:
+            if len(specs) == 1:
+                raise
             show_error(error)
             n_bad += 1
     if n_bad:

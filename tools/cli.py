@@ -168,7 +168,7 @@ def evaluate(config: Config, overrides: Overrides = None) -> None:
 
 def main() -> None:
     """Run the command line: bad input ends in one line and exit code 2; `--debug` shows where it was raised."""
-    from tools.console import quiet_libraries, show_error
+    from tools.console import is_main_process, quiet_libraries, show_error
 
     quiet_libraries()
     try:
@@ -176,5 +176,6 @@ def main() -> None:
     except StofmError as error:
         if "--debug" in sys.argv:
             raise
-        show_error(error)
+        if is_main_process():
+            show_error(error)
         sys.exit(2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from corpus.readers import read_table, slice_name
+from corpus.readers.table import find_coordinates
 from downstream.embedding import write_table
 from downstream.heads import HEAD_KIND, Task, fit_head, load_head, predict_head, save_head
 from downstream.plots import plot_tissue
@@ -13,6 +15,7 @@ from downstream.probes import ProbeConfig
 from downstream.scores import LabelScores
 from stofm.config import parse_config
 from stofm.durable import check_folder, claim_folder, write_text
+from stofm.fields import UNS_STOFM
 from tools.console import say, tracking
 from tools.specs import slice_specs
 
@@ -45,7 +48,8 @@ def run_predict(paths: Sequence[Path], head_folder: Path, out: Path, *, task: Ta
             if scores is not None:
                 panels = {"true": table.obs[head.label].astype(object).where(table.obs[head.label].notna(), "").to_numpy().astype(str), **panels}
                 write_text(out / f"{name}_{task}_scores.csv", scores.per_class.to_csv(float_format="%.4f"))
-            plot_tissue(table.obsm["spatial"], panels, out / f"{name}_{task}.png")
+            spatial_key = json.loads(table.uns[UNS_STOFM]["slice"])["spatial_key"]
+            plot_tissue(find_coordinates(table, spatial_key), panels, out / f"{name}_{task}.png")
         score = f", macro-F1 {scores.macro_f1:.3f}, accuracy {scores.accuracy:.3f}" if scores else ""
         say(f"{name}: {file}{score}")
         all_scores.append(scores)

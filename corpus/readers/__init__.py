@@ -20,8 +20,8 @@ READERS: dict[str, Callable[[SliceSpec], AnnData]] = {".h5ad": read_h5ad, ".zarr
 
 
 def slice_name(spec: SliceSpec) -> str:
-    """Return the name of the slice: as set, else the file's stem with "_" for all but letters, digits, "_" and "-"."""
-    return spec.slice_id or re.sub(r"[^A-Za-z0-9_-]", "_", Path(spec.path).stem)
+    """Return the name of the slice: as set, else the file's stem with "_" for all but letters, digits, "_" and "-", cut at 60."""
+    return spec.slice_id or re.sub(r"[^A-Za-z0-9_-]", "_", Path(spec.path).stem)[:60]
 
 
 def read_table(spec: SliceSpec) -> AnnData:

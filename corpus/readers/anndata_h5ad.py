@@ -17,6 +17,6 @@ def read_h5ad(spec: SliceSpec) -> AnnData:
 
     try:
         return anndata.read_h5ad(spec.path)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, anndata.io.AnnDataReadError) as error:
+    except Exception as error:  # whatever h5py and anndata's registry of encodings raise, some of it from private modules
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"not readable as AnnData ({reason}); expected a whole .h5ad file. Write it again with AnnData.write_h5ad.") from error

@@ -30,7 +30,7 @@ def read_spatialdata_zarr(spec: SliceSpec) -> AnnData:
         raise DataError("found no zarr store; expected a SpatialData .zarr folder. Write it with SpatialData.write.")
     try:
         data = spatialdata.read_zarr(spec.path)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # as for .h5ad: the libraries below raise what they like
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"not readable as SpatialData ({reason}); expected a whole .zarr store. Write it again with SpatialData.write.") from error
     names = sorted(data.tables)
@@ -50,9 +50,13 @@ def _centroids(data: SpatialData, table: AnnData):  # type: ignore[no-untyped-de
     from spatialdata import get_centroids
     from spatialdata.models import get_table_keys
 
+    if "spatialdata_attrs" not in table.uns:
+        raise DataError("the table has no coordinates and annotates no element; expected one of them. Name its coordinates with `spatial_key`.")
     regions, region_key, instance_key = get_table_keys(table)
     coords = np.full((table.n_obs, 2), np.nan)
     for region in [regions] if isinstance(regions, str) else regions:
+        if region not in data:
+            raise DataError(f"the table annotates {region!r}, which the store does not hold; expected it. Write the store again with its elements.")
         is_here = (table.obs[region_key] == region).to_numpy()
         centroids = get_centroids(data[region], coordinate_system="global").compute()[["x", "y"]]
         coords[is_here] = centroids.reindex(table.obs.loc[is_here, instance_key].to_numpy()).to_numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -33,7 +34,7 @@ def slice_from_table(table: AnnData, spec: SliceSpec, *, slice_id: str) -> Slice
     coords_um, um_per_unit = to_micrometres(
         find_coordinates(table, spec.spatial_key), declared_unit=declared_unit(table.uns), um_per_unit=spec.um_per_unit
     )
-    provenance = table.uns.get("provenance", {})
+    provenance = provenance_of(table.uns)
     donor_column = next((name for name in ("donor", "patient", "animal") if name in table.obs), None)
     return Slice(
         slice_id=slice_id,
@@ -84,8 +85,14 @@ def find_coordinates(table: AnnData, key: str) -> FloatArray:
 
 def declared_unit(uns: Any) -> str | None:
     """Return the coordinate unit that a file states in ``uns["spatial_unit"]`` or ``uns["provenance"]["unit"]``, if any."""
-    unit = uns.get("spatial_unit") or uns.get("provenance", {}).get("unit")
+    unit = uns.get("spatial_unit") or provenance_of(uns).get("unit")
     return str(unit) if unit is not None else None
+
+
+def provenance_of(uns: Any) -> Mapping[str, Any]:
+    """Return ``uns["provenance"]`` where it is a mapping, else an empty one."""
+    found = uns.get("provenance")
+    return found if isinstance(found, Mapping) else {}
 
 
 def find_ensembl_ids(table: AnnData, column: str | None) -> StrArray:
