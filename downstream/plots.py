@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]  # told apart by colour-blind eyes
 MISSING = "#D9D9D9"
-PANEL_INCHES = 4.0
+PANEL_INCHES, PANELS_PER_ROW = 4.0, 3
 
 
 def plot_tissue(coords_um: FloatArray, panels: Mapping[str, StrArray], path: Path) -> None:
@@ -35,10 +35,15 @@ def plot_tissue(coords_um: FloatArray, panels: Mapping[str, StrArray], path: Pat
     classes = sorted(set(np.concatenate(list(panels.values())).tolist()) - {""})
     colours = dict(zip(classes, _palette(len(classes)), strict=True)) | {"": MISSING}
     width, height = np.maximum(np.ptp(coords_um, axis=0), 1e-9)
+    n_columns = min(len(panels), PANELS_PER_ROW)
+    n_rows = -(-len(panels) // n_columns)
     tall = PANEL_INCHES * float(np.clip(height / width, 0.3, 2.5))
-    figure = Figure(figsize=(PANEL_INCHES * len(panels) + 1.6, tall + 0.5), layout="constrained")
+    figure = Figure(figsize=(PANEL_INCHES * n_columns + 1.6, (tall + 0.5) * n_rows), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(n_rows, n_columns)).ravel()
     size = 0.25 * (PANEL_INCHES * 72) ** 2 * float(min(1.0, height / width * 2)) / len(coords_um)  # square points: about half the panel is ink
-    for axes, (title, labels) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+    for unused in grid[len(panels) :]:
+        unused.set_axis_off()
+    for axes, (title, labels) in zip(grid, panels.items(), strict=False):
         axes.scatter(coords_um[:, 0], coords_um[:, 1], s=size, c=[colours[label] for label in labels.tolist()], linewidths=0, rasterized=True)
         axes.set(title=title, aspect="equal", xticks=[], yticks=[])
         axes.invert_yaxis()
