@@ -51,7 +51,8 @@ def load_config(cls: type[ConfigT], path: Path | str, overrides: Sequence[str] =
     try:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
-            raise ConfigError(f"configuration {path}: found {type(OmegaConf.to_container(loaded)).__name__}; expected valid YAML, a mapping of settings.")
+            kind = type(OmegaConf.to_container(loaded)).__name__
+            raise ConfigError(f"configuration {path}: found {kind}; expected valid YAML, a mapping of settings.")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -20,11 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="SToFM: spatial transcriptomics slices to corpus, foundation model, embeddings, regions and cell types.",
 )
-segment = typer.Typer(no_args_is_help=True, help="Region segmentation: fit a head on labelled slices, predict regions of new ones.")
-annotate = typer.Typer(no_args_is_help=True, help="Cell type annotation: fit a head on labelled slices, predict types of new ones.")
-app.add_typer(segment, name="segment")
-app.add_typer(annotate, name="annotate")
-
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/README.md.", show_default=False)]
 Overrides = Annotated[Optional[list[str]], typer.Argument(help="Settings to change, key=value.", show_default=False)]  # noqa: UP045 - typer reads it
 Slices = Annotated[list[Path], typer.Argument(help="AnnData .h5ad or SpatialData .zarr, one or more.", show_default=False)]
@@ -108,54 +103,35 @@ def embed(
     run_embed(specs, model, out, device=device, keep_cell_embeddings=keep_cell_embeddings)
 
 
-@segment.command("fit")
-def segment_fit(
-    slices: Embedded,
-    out: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
-    label: Annotated[str, typer.Option(help="obs column with the true regions.")] = "region",
-    kind: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "linear",
-) -> None:
-    """Fit a head that tells regions apart."""
-    from tools.heads import run_fit
+def _add_head_verbs(name: str, task: Literal["region", "cell_type"], doing: str, classes: str) -> None:
+    """Add `stofm <name> fit` and `stofm <name> predict`."""
+    verbs = typer.Typer(no_args_is_help=True, help=f"{doing}: fit a head on labelled slices, predict {classes} of new ones.")
+    app.add_typer(verbs, name=name)
 
-    run_fit(slices, out, task="region", label=label, kind=kind)
+    @verbs.command(help=f"Fit a head that tells {classes} apart.")
+    def fit(
+        slices: Embedded,
+        out: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
+        label: Annotated[str, typer.Option(help="obs column with the true labels.")] = task,
+        kind: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "linear",
+    ) -> None:
+        from tools.heads import run_fit
 
+        run_fit(slices, out, task=task, label=label, kind=kind)
 
-@segment.command("predict")
-def segment_predict(
-    slices: Embedded,
-    head: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
-) -> None:
-    """Predict regions, with probabilities and a picture; scored where the slice has true labels."""
-    from tools.heads import run_predict
+    @verbs.command(help=f"Predict {classes}, with probabilities and a picture; scored where the slice has true labels.")
+    def predict(
+        slices: Embedded,
+        head: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
+        out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+    ) -> None:
+        from tools.heads import run_predict
 
-    run_predict(slices, head, out, task="region")
-
-
-@annotate.command("fit")
-def annotate_fit(
-    slices: Embedded,
-    out: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
-    label: Annotated[str, typer.Option(help="obs column with the true cell types.")] = "cell_type",
-    kind: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "linear",
-) -> None:
-    """Fit a head that tells cell types apart."""
-    from tools.heads import run_fit
-
-    run_fit(slices, out, task="cell_type", label=label, kind=kind)
+        run_predict(slices, head, out, task=task)
 
 
-@annotate.command("predict")
-def annotate_predict(
-    slices: Embedded,
-    head: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
-) -> None:
-    """Predict cell types, with probabilities and a picture; scored where the slice has true labels."""
-    from tools.heads import run_predict
-
-    run_predict(slices, head, out, task="cell_type")
+_add_head_verbs("segment", "region", "Region segmentation", "regions")
+_add_head_verbs("annotate", "cell_type", "Cell type annotation", "cell types")
 
 
 @app.command()
