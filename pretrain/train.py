@@ -100,7 +100,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
 def _run_stage(stage: Stage, config: PretrainConfig, folder: Path, run: dict[str, str], accelerator: Accelerator, callbacks: Callbacks) -> None:
     """Train one stage to its end, from its last checkpoint if there is one; `stage.model` then holds the weights."""
     n_micro, n_ranks, rank = stage.config.n_micro_batches, accelerator.num_processes, accelerator.process_index
-    optimizer = _optimizer(stage, stage.config.optim)
+    optimizer = _optimizer(stage, stage.config.optim, accelerator.device)
     checkpoints, log = folder / "checkpoints", RunLog(folder / "losses.jsonl", is_writer=accelerator.is_main_process)
     start = resume(checkpoints, stage.name, stage.model, optimizer, run=run, warn=callbacks.report)
     log.rewind(stage.name, start)
@@ -229,8 +229,9 @@ def _require_divisible(config: PretrainConfig, n_ranks: int) -> None:
             raise ConfigError(f"{name}.n_micro_batches: found {stage.n_micro_batches} for {n_ranks} processes; expected a multiple of their number.")
 
 
-def _optimizer(stage: Stage, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, biases, norms and single vectors do not."""
+def _optimizer(stage: Stage, config: OptimConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over the stage's model, on the device where a resume puts its state; matrices decay, biases, norms and single vectors do not."""
+    stage.model.to(device)
     matrices = [p for p in stage.model.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in stage.model.parameters() if p.requires_grad and p.ndim <= 1]
     return torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}], lr=config.lr)
