@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
@@ -17,7 +17,7 @@ from corpus.gene_ids import load_gene_tables
 from corpus.gene_vocab import GeneConfig, GeneVocab, compute_gene_vocab, read_gene_vocab
 from corpus.readers import read_slice, slice_name
 from corpus.scales import EmbedCells, GeneScale, ScaleConfig, embedded_records, extract_gene_scale, token_records
-from corpus.shards import Record, RecordPlace, View, write_shards, write_view
+from corpus.shards import RecordPlace, View, write_shards, write_view
 from corpus.slice import SliceSpec
 from corpus.truth import SliceTruth, read_truth, truth_of, write_truth
 from stofm.config import FrozenModel, parse_config
@@ -148,15 +148,11 @@ def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext()
 
 def embedded_shards(corpus: Corpus, folder: Path, slice_id: str, embed_cells: EmbedCells, *, encoder_id: str) -> list[RecordPlace]:
     """Write the shards of one slice for the SE(2) transformer, unless they stand already; see `embedded_records`."""
-
-    def records() -> Iterator[Record]:
-        yield from embedded_records(corpus.gene_scale(slice_id), embed_cells, corpus.scales)
-
     commit = folder / "commits" / f"{slice_id}.json"
     made_from = {"corpus": corpus.corpus_id, "encoder": encoder_id}
     if commit.is_file() and (found := read_json(commit))["made_from"] == made_from:
         return [RecordPlace(**place) for place in found["places"]]
-    places = write_shards(folder, slice_id, records())
+    places = write_shards(folder, slice_id, embedded_records(corpus.gene_scale(slice_id), embed_cells, corpus.scales))
     write_json(commit, {"made_from": made_from, "places": [asdict(place) for place in places]})
     return places
 

@@ -66,12 +66,13 @@ def evaluate(config: EvaluateConfig, *, track: Callable[[str], AbstractContextMa
                     embedded[key] = embed_slice(one, embedder)
         embeddings = [embedded[spec.model_dump_json(exclude={"labels"})] for spec in task.slices]
         for held_out, (one, spec) in enumerate(zip(slices, task.slices, strict=True)):
+            was_seen = input_sha256(spec) in seen_inputs
             true, pictures = one.labels[task.task], {"true": one.labels[task.task]}
             with track(f"{task.name}: {one.slice_id} held out"):
                 for features, predicted in _predictions(slices, embeddings, task.task, held_out, config.probe):
                     scores = score_labels(true, predicted)
                     rows.append({"task": task.name, "held_out": slice_name(spec), "features": features, "macro_f1": scores.macro_f1,
-                                 "accuracy": scores.accuracy, "seen_in_pretraining": input_sha256(spec) in seen_inputs})  # fmt: skip
+                                 "accuracy": scores.accuracy, "seen_in_pretraining": was_seen})  # fmt: skip
                     per_class.append(scores.per_class.assign(task=task.name, held_out=slice_name(spec), features=features))
                     pictures[f"{features}: F1 {scores.macro_f1:.2f}"] = predicted
                 plot_tissue(one.coords_um, pictures, out / f"{task.name}_{one.slice_id}.png")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from corpus.readers import read_table, slice_name
-from corpus.readers.table import find_coordinates
+from corpus.readers.table import find_coordinates, find_labels
 from downstream.embedding import write_table
 from downstream.heads import HEAD_KIND, Task, fit_head, load_head, predict_head, save_head
 from downstream.plots import plot_tissue
@@ -46,7 +46,7 @@ def run_predict(paths: Sequence[Path], head_folder: Path, out: Path, *, task: Ta
             file = write_table(table, out / f"{name}.h5ad")
             panels = {"predicted": predicted}
             if scores is not None:
-                panels = {"true": table.obs[head.label].astype(object).where(table.obs[head.label].notna(), "").to_numpy().astype(str), **panels}
+                panels = {"true": find_labels(table, {task: head.label})[task], **panels}
                 write_text(out / f"{name}_{task}_scores.csv", scores.per_class.to_csv(float_format="%.4f"))
             spatial_key = json.loads(table.uns[UNS_STOFM]["slice"])["spatial_key"]
             plot_tissue(find_coordinates(table, spatial_key), panels, out / f"{name}_{task}.png")
