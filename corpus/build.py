@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ from pydantic import Field, model_validator
 from corpus.gene_ids import load_gene_tables
 from corpus.gene_vocab import GeneConfig, GeneVocab, compute_gene_vocab, read_gene_vocab
 from corpus.readers import read_slice, slice_name
-from corpus.scales import EmbedCells, GeneScale, ScaleConfig, embedded_records, extract_gene_scale, token_records
-from corpus.shards import RecordPlace, View, write_shards, write_view
+from corpus.scales import EmbedCells, ScaleConfig, embedded_records, token_records
+from corpus.shards import RecordPlace, write_shards, write_view
 from corpus.slice import SliceSpec
-from corpus.truth import SliceTruth, read_truth, truth_of, write_truth
-from stofm.config import FrozenModel, parse_config
-from stofm.durable import claim_folder, file_sha256, read_json, require_folder, sweep, tree_digest, write_json, write_text
-from stofm.errors import ConfigError, DataError, FormatError, located
-
-CORPUS_KIND = "stofm-corpus/1"
+from corpus.store import CORPUS_KIND, Corpus, gene_scale_of, truth_path
+from corpus.truth import read_truth, truth_of, write_truth
+from stofm.config import FrozenModel
+from stofm.durable import claim_folder, file_sha256, read_json, sweep, tree_digest, write_json, write_text
+from stofm.errors import ConfigError, DataError, located
 
 Track = Callable[[str], AbstractContextManager[None]]  # shows what is being worked on while its block runs
 Report = Callable[[str], None]
@@ -46,47 +44,6 @@ class CorpusConfig(FrozenModel):
         if twice:
             raise ValueError(f"slice_id {twice[0]!r} is used twice; expected one name per slice. Set `slice_id`.")
         return self
-
-
-class Corpus:
-    """A finished corpus, opened for reading."""
-
-    def __init__(self, folder: Path) -> None:
-        require_folder(folder, CORPUS_KIND, made_by="stofm build CONFIG")
-        if not (folder / "manifest.json").is_file():
-            raise ConfigError(f"corpus {folder}: found no manifest, so its build did not finish; expected one. Run `stofm build` again.")
-        self.folder = folder
-        self.manifest = read_json(folder / "manifest.json")
-        self.slice_ids: list[str] = [entry["slice_id"] for entry in self.manifest["slices"]]
-
-    @property
-    def corpus_id(self) -> str:
-        return str(self.manifest["corpus_id"])
-
-    @cached_property
-    def scales(self) -> ScaleConfig:
-        return parse_config(ScaleConfig, self.manifest["config"]["scales"], where=f"corpus {self.folder}")
-
-    @cached_property
-    def vocab(self) -> GeneVocab:
-        vocab = read_gene_vocab(self.folder / "gene_vocab.csv")
-        if vocab.sha256 != self.manifest["vocabulary_sha256"]:
-            raise FormatError(f"corpus {self.folder}: gene_vocab.csv is not the one it was built with. Build the corpus again.")
-        return vocab
-
-    def truth(self, slice_id: str) -> SliceTruth:
-        """Return a slice, checked against the hash in the manifest."""
-        entry = next(entry for entry in self.manifest["slices"] if entry["slice_id"] == slice_id)
-        path = _truth_path(self.folder, slice_id)
-        if not path.is_file() or file_sha256(path) != entry["truth_sha256"]:
-            raise FormatError(f"corpus {self.folder}: {path.name} is missing or changed. Build the corpus again.")
-        return read_truth(path)
-
-    def gene_scale(self, slice_id: str) -> GeneScale:
-        return _gene_scale(self.truth(slice_id), self.vocab, self.scales)
-
-    def token_view(self) -> View:
-        return View(self.folder / "views" / "tokens")
 
 
 def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext(), report: Report = lambda _: None) -> Corpus:
@@ -125,7 +82,7 @@ def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext()
     entries, places = [], []
     for name, _ in _named(config):
         with track(f"{name}: gene tokens"):
-            scale = _gene_scale(read_truth(_truth_path(folder, name)), vocab, config.scales)
+            scale = gene_scale_of(read_truth(truth_path(folder, name)), vocab, config.scales)
             new = write_shards(folder / "views" / "tokens", name, token_records(scale, vocab, config.scales.sub_slices))
             n_cells = commits[name]["n_cells"]
             entries.append({**commits[name], "n_cells_without_gene": n_cells - len(scale.rows), "n_sub_slices": len(new)})
@@ -163,7 +120,7 @@ def _write_truths(config: CorpusConfig, folder: Path, track: Track, report: Repo
     commits: dict[str, dict[str, Any]] = {}
     errors: list[DataError] = []
     for name, spec in _named(config):
-        path, commit_path = _truth_path(folder, name), folder / "commits" / f"{name}.json"
+        path, commit_path = truth_path(folder, name), folder / "commits" / f"{name}.json"
         try:
             with track(f"{name}: reading"):
                 made_from = {"input_sha256": input_sha256(spec), "reader": spec.digest(), "genes": config.genes.tables.digest()}
@@ -190,7 +147,7 @@ def _write_truths(config: CorpusConfig, folder: Path, track: Track, report: Repo
 def _find_vocab(config: CorpusConfig, folder: Path) -> GeneVocab:
     if config.genes.vocabulary is not None:
         return read_gene_vocab(Path(config.genes.vocabulary))
-    truths = (read_truth(_truth_path(folder, name)) for name, _ in _named(config))
+    truths = (read_truth(truth_path(folder, name)) for name, _ in _named(config))
     return compute_gene_vocab(((t.counts, t.human_ids, t.symbols) for t in truths), min_cells=config.genes.min_cells)
 
 
@@ -203,16 +160,8 @@ def _require_share(name: str, audit: dict[str, Any], least: float) -> None:
         )
 
 
-def _gene_scale(truth: SliceTruth, vocab: GeneVocab, scales: ScaleConfig) -> GeneScale:
-    return extract_gene_scale(truth.counts, truth.human_ids, truth.coords_um, vocab, scales.rank_value)
-
-
 def _named(config: CorpusConfig) -> list[tuple[str, SliceSpec]]:
     return [(slice_name(spec), spec) for spec in config.slices]
-
-
-def _truth_path(folder: Path, slice_id: str) -> Path:
-    return folder / "slices" / f"{slice_id}.zarr.zip"
 
 
 def input_sha256(spec: SliceSpec) -> str:

@@ -64,6 +64,10 @@ class Slice:
         Annotations such as region and cell_type; "" where missing.
     source : {str: str | float}
         Where the slice came from and how it was read.
+    source_rows : (n_cells,) int64
+        Row of each cell in the source; default: all of them, in order.
+    dropped : {reason: cells}
+        Cells of the source that are not here; with `n_cells` they add up to those of the source.
     """
 
     slice_id: str
@@ -74,6 +78,8 @@ class Slice:
     species: Species
     labels: Mapping[str, StrArray] = field(default_factory=dict)
     source: Mapping[str, str | float] = field(default_factory=dict)
+    source_rows: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n_cells(self) -> int:
@@ -81,11 +87,13 @@ class Slice:
 
     def __post_init__(self) -> None:
         n_cells, n_genes = self.counts.shape
+        if not len(self.source_rows):
+            object.__setattr__(self, "source_rows", np.arange(n_cells))
         require_cells(n_cells, n_genes)
         require_counts(self.counts.data)
         require_coordinates(self.coords_um, n_cells)
         assert self.gene_names.shape == self.ensembl_ids.shape == (n_genes,)
-        assert all(values.shape == (n_cells,) for values in self.labels.values())
+        assert all(values.shape == (n_cells,) for values in [*self.labels.values(), self.source_rows])
 
 
 def require_cells(n_cells: int, n_genes: int) -> None:

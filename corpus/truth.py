@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from corpus.gene_ids import GeneAudit, GeneTables, map_to_human
 from corpus.gene_vocab import merge_genes
-from corpus.slice import FloatArray, Slice, StrArray
+from corpus.slice import FloatArray, IntArray, Slice, StrArray
 from stofm.durable import replacing
 from stofm.errors import FormatError
 
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 TRUTH_FORMAT = "stofm-truth/1"
+SOURCE_ROW = "source_row"  # column of obs
 
 
 @dataclass(frozen=True, eq=False)
 class SliceTruth:
-    """A slice as the corpus keeps it: counts of human genes, in the row order of its source.
+    """A slice as the corpus keeps it: counts of human genes, in the order of its source.
 
     Attributes
     ----------
@@ -39,6 +40,8 @@ class SliceTruth:
     coords_um : (n_cells, 2) float64, micrometres
     labels : {name: (n_cells,) str}
         "" where missing.
+    source_rows : (n_cells,) int64
+        Row of each cell in the source.
     """
 
     slice_id: str
@@ -48,6 +51,7 @@ class SliceTruth:
     coords_um: FloatArray
     labels: Mapping[str, StrArray]
     source: Mapping[str, str | float]
+    source_rows: IntArray
 
 
 def truth_of(st_slice: Slice, tables: GeneTables) -> tuple[SliceTruth, GeneAudit]:
@@ -57,7 +61,7 @@ def truth_of(st_slice: Slice, tables: GeneTables) -> tuple[SliceTruth, GeneAudit
     first_source = {gene: name for gene, name in zip(ids[::-1].tolist(), st_slice.gene_names[::-1].tolist(), strict=True) if gene}
     symbols = np.array([first_source[gene] for gene in human_ids.tolist()])
     source = {**st_slice.source, "species": st_slice.species}
-    return SliceTruth(st_slice.slice_id, counts, human_ids, symbols, st_slice.coords_um, st_slice.labels, source), audit
+    return SliceTruth(st_slice.slice_id, counts, human_ids, symbols, st_slice.coords_um, st_slice.labels, source, st_slice.source_rows), audit
 
 
 def write_truth(path: Path, truth: SliceTruth) -> None:
@@ -68,7 +72,10 @@ def write_truth(path: Path, truth: SliceTruth) -> None:
     largest = truth.counts.data.max(initial=0)
     table = anndata.AnnData(
         X=truth.counts.astype(np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32),
-        obs=pd.DataFrame({name: pd.Categorical(values) for name, values in truth.labels.items()}, index=_row_names(truth.counts.shape[0])),
+        obs=pd.DataFrame(
+            {SOURCE_ROW: truth.source_rows.astype(np.uint32), **{name: pd.Categorical(values) for name, values in truth.labels.items()}},
+            index=_row_names(truth.counts.shape[0]),
+        ),
         var=pd.DataFrame({"symbol": truth.symbols.astype(object)}, index=truth.human_ids.astype(object)),
         obsm={"spatial": truth.coords_um},
         uns={"format": TRUTH_FORMAT, "slice_id": truth.slice_id, "source": dict(truth.source)},
@@ -102,8 +109,9 @@ def read_truth(path: Path) -> SliceTruth:
         human_ids=table.var_names.to_numpy().astype(str),
         symbols=table.var["symbol"].to_numpy().astype(str),
         coords_um=np.asarray(table.obsm["spatial"]),
-        labels={name: table.obs[name].astype(str).to_numpy().astype(str) for name in table.obs},
+        labels={name: table.obs[name].astype(str).to_numpy().astype(str) for name in table.obs if name != SOURCE_ROW},
         source=table.uns["source"],
+        source_rows=table.obs[SOURCE_ROW].to_numpy().astype(np.int64),
     )
 
 

@@ -11,8 +11,8 @@ import torch
 from scipy.sparse import csr_matrix, diags, vstack
 from scipy.sparse.linalg import LinearOperator, svds
 
-from corpus.build import Corpus
 from corpus.slice import FloatArray, IntArray
+from corpus.store import Corpus
 from pretrain.data import generator
 from stofm.cell_encoder import CellEncoder
 from stofm.fields import N_LEADING_SPECIALS

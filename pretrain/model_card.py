@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corpus.build import Corpus
+from corpus.store import Corpus
 from pretrain.config import PretrainConfig
 
 

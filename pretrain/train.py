@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from corpus.build import Corpus, embedded_shards
+from corpus.build import embedded_shards
 from corpus.shards import RecordPlace, View, write_view
+from corpus.store import Corpus
 from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.data import Order, torch_seed
 from pretrain.encoder_init import start_from_coexpression

@@ -22,6 +22,20 @@ class DataError(StofmError):
     """A slice or an embedding breaks its contract."""
 
 
+class BadSlice(DataError):
+    """One slice cannot be used, whatever the others are: a build sets it aside and goes on.
+
+    Attributes
+    ----------
+    code : str
+        Name of the fault in capitals (``NO_COORDS``); programs and records of a build go by it.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class FormatError(StofmError):
     """A file is not in the format that its place promises, or is damaged."""
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import settings
 from synth import corpus_config
 
-from corpus.build import Corpus, build_corpus
+from corpus.build import build_corpus
 from corpus.simulate import SimulationConfig, simulate_slices
+from corpus.store import Corpus
 from pretrain.config import EncoderStageConfig, PretrainConfig, SE2StageConfig
 from pretrain.train import train
 from stofm.cell_encoder import CellEncoderConfig

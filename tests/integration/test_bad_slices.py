@@ -10,7 +10,7 @@ import pytest
 from bad_slices import BAD_SLICES, good_table, written
 from cli import contents, refused, stofm, write_yaml
 
-from corpus.build import CORPUS_KIND
+from corpus.store import CORPUS_KIND
 from downstream.evaluate import EVALUATION_KIND
 from stofm.durable import MARKER, write_json
 from tools.embed import EMBEDDED_KIND

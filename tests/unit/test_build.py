@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 from synth import corpus_config
 
-from corpus.build import Corpus, build_corpus
+from corpus.build import build_corpus
+from corpus.store import Corpus
 from stofm.durable import tree_sha256
 from stofm.errors import ConfigError, DataError, FormatError
 

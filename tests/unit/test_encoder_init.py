@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.random import default_rng
 
-from corpus.build import Corpus
+from corpus.store import Corpus
 from pretrain.encoder_init import coexpression_axes, start_from_coexpression
 from stofm.cell_encoder import CellEncoder, CellEncoderConfig, embed_cells
 from stofm.gene_tokens import GeneTokens

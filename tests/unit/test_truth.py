@@ -25,6 +25,7 @@ def truth(largest: int = 9) -> SliceTruth:
         coords_um=rng.normal(0, 1e4, (30, 2)),
         labels={"cell_type": rng.choice(["a", "b"], 30), "region": np.array(["", *["tumour/edge 1"] * 29])},
         source={"technology": "simulated", "um_per_unit": 0.325, "species": "mouse"},
+        source_rows=np.arange(30)[::-1] * 2,
     )
 
 
@@ -39,6 +40,7 @@ def test_a_slice_comes_back_as_it_was(tmp_path, largest, dtype):
     assert again.symbols.tolist() == original.symbols.tolist()
     assert {name: values.tolist() for name, values in again.labels.items()} == {name: values.tolist() for name, values in original.labels.items()}
     assert (again.slice_id, dict(again.source)) == ("made_up", original.source)
+    assert again.source_rows.tolist() == original.source_rows.tolist()
 
 
 def test_the_same_slice_is_the_same_bytes_and_leaves_nothing_else(tmp_path):
