@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 from pydantic import Field
 
-from corpus.build import input_sha256
 from corpus.readers import read_slice, slice_name
 from corpus.slice import FloatArray, Slice, SliceSpec, StrArray
+from corpus.steps import input_sha256
 from downstream.baselines import pca_features, with_neighbor_mean
 from downstream.embedding import SliceEmbedding, embed_slice, load_embedder
 from downstream.heads import Task, most_probable

@@ -36,6 +36,10 @@ class BadSlice(DataError):
         self.code = code
 
 
+class EnvironmentFault(StofmError):
+    """The machine, not the input, keeps a command from its end: a full disk, a lost mount, too little memory."""
+
+
 class FormatError(StofmError):
     """A file is not in the format that its place promises, or is damaged."""
 

@@ -11,6 +11,7 @@ from corpus.build import CorpusConfig
 from corpus.scales import ScaleConfig
 from corpus.slice import Slice, SliceSpec
 from corpus.sub_slices import SubSliceConfig
+from corpus.tasks import TaskConfig
 from corpus.virtual_cells import VirtualCellConfig
 from stofm.fields import (
     CELL_EMBEDDINGS,
@@ -26,8 +27,9 @@ TINY_SCALES = ScaleConfig(sub_slices=SubSliceConfig(n_cells=150), virtual_cells=
 
 
 def corpus_config(paths: list[Path], out: Path | str) -> CorpusConfig:
-    """A corpus of these files, in sub-slices of 150 cells."""
-    return CorpusConfig(out=str(out), slices=[SliceSpec(path=str(path)) for path in paths], scales=TINY_SCALES)
+    """A corpus of these files, in sub-slices of 150 cells, built by one worker."""
+    slices = [SliceSpec(path=str(path)) for path in paths]
+    return CorpusConfig(out=str(out), slices=slices, scales=TINY_SCALES, tasks=TaskConfig(n_workers=1))
 
 
 def slice_of_counts(counts, gene_names, *, ensembl_ids=None, species="human", **more) -> Slice:

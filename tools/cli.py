@@ -65,11 +65,17 @@ def check(
 
 
 @app.command()
-def build(config: Config, overrides: Overrides = None) -> None:
-    """Build a corpus from slices."""
+def build(
+    config: Config,
+    overrides: Overrides = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file of the corpus again; make anew what changed.")] = False,
+    accept_new: Annotated[bool, typer.Option("--accept-new", help="Take in slices whose files changed since the corpus was finished.")] = False,
+) -> None:
+    """Build a corpus from slices; exit code 3: it is finished, but slices were set aside."""
     from tools.build import run_build
 
-    run_build(config, overrides or [])
+    if run_build(config, overrides or [], verify=verify, accept_new=accept_new):
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -42,6 +42,18 @@ def tracking(text: str) -> Iterator[None]:
     with Status(text, console=console):
         yield
     console.print(f"  {text}", markup=False, style="dim")
+
+
+@contextmanager
+def progress(text: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Show how many of `total` things are done while the block runs; it calls what it is given with the name of each one done."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[last]}"))
+    is_shown = is_main_process() and console.is_terminal
+    with Progress(*columns, console=console, disable=not is_shown, transient=True) as bar:
+        task = bar.add_task(text, total=total, last="")
+        yield lambda name: bar.update(task, advance=1, last=name)
+    if is_main_process():
+        console.print(f"  {text}: {total}", markup=False, style="dim")
 
 
 @contextmanager

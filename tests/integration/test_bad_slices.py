@@ -102,15 +102,16 @@ def test_of_several_slices_check_names_every_bad_one_and_counts_them(tmp_path):
     assert "good: usable" in outcome.stdout
 
 
-def test_of_several_slices_build_keeps_the_good_ones_for_the_next_try(tmp_path):
+def test_of_several_slices_build_keeps_the_good_ones_and_says_which_it_set_aside(tmp_path):
     BAD_SLICES["NaN coordinates"][0](tmp_path / "bad.h5ad")
     good_table().write_h5ad(tmp_path / "good.h5ad")
     slices = [{"path": str(tmp_path / f"{name}.h5ad")} for name in ("good", "bad")]
     config = write_yaml(tmp_path / "config.yaml", {"out": str(tmp_path / "corpus"), "slices": slices})
-    refused("build", config)
+    outcome = stofm("build", config)
+    assert outcome.code == 3
+    assert f"set aside: slice 'bad' ({tmp_path / 'bad.h5ad'})" in outcome.stdout
     kept = contents(tmp_path / "corpus")
-    assert "slices/good.zarr.zip" in kept
-    assert "manifest.json" not in kept
+    assert {"slices/good.zarr.zip", "quarantine/bad.json", "manifest.json"} <= set(kept)
     good_table().write_h5ad(tmp_path / "bad.h5ad")
     assert stofm("build", config).code == 0
     assert contents(tmp_path / "corpus")["slices/good.zarr.zip"] == kept["slices/good.zarr.zip"]

@@ -38,56 +38,63 @@ def test_two_builds_are_the_same_bytes(here, simulated_paths, whole_build):
     assert tree_sha256(build_corpus(corpus_config(simulated_paths, "corpus")).folder) == whole_build
 
 
-def stop_build(config, function: str, call: int) -> None:
-    """Build until the `call`-th call of a function of the build, which raises."""
-    original, calls = getattr(corpus.build, function), itertools.count(1)
+def failing_at(call: int, original):
+    """A function that raises at its `call`-th call and is the original at all others."""
+    calls = itertools.count(1)
 
     def stopping(*args, **kwargs):
         if next(calls) == call:
             raise RuntimeError("planted")
         return original(*args, **kwargs)
 
+    return stopping
+
+
+def planted(**_) -> None:
+    raise RuntimeError("planted")
+
+
+STOPS = {
+    "no slice read": ("make_truth", planted),
+    "no vocabulary": ("make_vocabulary", planted),
+    "no tokens": ("make_tokens", planted),
+    "no index": ("make_view", planted),
+    "swept, no manifest": ("write_json", planted),
+    "nothing swept": ("sweep_unnamed", planted),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_build_that_was_stopped_is_finished_to_the_same_bytes(here, simulated_paths, whole_build, stop):
+    config = corpus_config(simulated_paths, "corpus")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus.build, function, stopping)
+        name, function = STOPS[stop]
+        patch.setattr(corpus.build, name, function if name.startswith("make") else failing_at(1, getattr(corpus.build, name)))
         with pytest.raises(RuntimeError, match="planted"):
             build_corpus(config)
-
-
-STOPS = [
-    ("read_slice", 2),
-    ("write_truth", 1),
-    ("write_truth", 3),
-    ("compute_gene_vocab", 1),
-    ("write_shards", 2),
-    ("write_view", 1),
-    ("write_json", 4),
-]
-
-
-@pytest.mark.parametrize(("function", "call"), STOPS)
-def test_a_build_that_was_stopped_is_finished_to_the_same_bytes(here, simulated_paths, whole_build, function, call):
-    config = corpus_config(simulated_paths, "corpus")
-    stop_build(config, function, call)
     with pytest.raises(ConfigError, match="found no manifest, so its build did not finish"):
         Corpus(here / "corpus")
     assert tree_sha256(build_corpus(config).folder) == whole_build
 
 
 def test_slices_read_before_the_stop_are_not_read_again(here, simulated_paths, monkeypatch):
-    config, read, n_read = corpus_config(simulated_paths, "corpus"), corpus.build.read_slice, itertools.count(0)
-    monkeypatch.setattr(corpus.build, "read_slice", lambda spec: (next(n_read), read(spec))[1])
-    stop_build(config, "write_truth", 3)
+    config = corpus_config(simulated_paths, "corpus")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus.build, "make_tokens", planted)
+        with pytest.raises(RuntimeError, match="planted"):
+            build_corpus(config)
+    before = [path.stat().st_mtime_ns for path in sorted((here / "corpus/slices").iterdir())]
     build_corpus(config)
-    assert next(n_read) == 4  # the third slice twice
+    assert [path.stat().st_mtime_ns for path in sorted((here / "corpus/slices").iterdir())] == before
 
 
 def test_a_finished_corpus_is_left_as_it_is(here, simulated_paths):
     config = corpus_config(simulated_paths, "corpus")
     build_corpus(config)
-    before = {path: path.stat().st_mtime_ns for path in (here / "corpus").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (here / "corpus").rglob("*") if path.name != ".lock"}
     reports: list[str] = []
     build_corpus(config, report=reports.append)
-    assert {path: path.stat().st_mtime_ns for path in (here / "corpus").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (here / "corpus").rglob("*") if path.name != ".lock"} == before
     assert reports == ["corpus corpus is complete: 3 slices"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import anndata
@@ -10,9 +11,10 @@ import pytest
 from pydantic import ValidationError
 from synth import corpus_config
 
-from corpus.build import build_corpus
-from corpus.store import Corpus
-from stofm.durable import tree_sha256
+from corpus.build import CorpusConfig, ToleranceConfig, build_corpus
+from corpus.lock import only_builder
+from corpus.store import CORPUS_KIND, Corpus
+from stofm.durable import claim_folder, tree_sha256
 from stofm.errors import ConfigError, DataError, FormatError
 
 
@@ -38,12 +40,21 @@ def test_a_slice_that_changed_since_is_named(here, simulated_paths):
         build_corpus(corpus_config(mine, "corpus"))
 
 
-def test_all_refused_slices_are_reported_and_the_build_goes_on_once_they_are_mended(here, simulated_paths):
+def test_a_slice_that_changed_since_is_taken_in_when_that_is_asked_for(here, simulated_paths):
+    mine = [shutil.copy(path, here) for path in simulated_paths]
+    first = build_corpus(corpus_config(mine, "corpus")).corpus_id
+    shutil.copy(simulated_paths[0], mine[1])
+    corpus = build_corpus(corpus_config(mine, "corpus"), accept_new=True)
+    assert corpus.corpus_id != first
+    assert corpus.truth("slice_1").coords_um.tolist() == corpus.truth("slice_0").coords_um.tolist()
+
+
+def test_too_many_slices_set_aside_are_all_reported_and_the_build_goes_on_once_they_are_mended(here, simulated_paths):
     mine = [shutil.copy(path, here) for path in simulated_paths]
     (here / "slice_0.h5ad").unlink()
     (here / "slice_2.h5ad").unlink()
     reports: list[str] = []
-    with pytest.raises(DataError, match=r"2 of 3 slices were refused \(each named above\)"):
+    with pytest.raises(DataError, match=r"2 of 3 slices were set aside \(each named above\), more than `tolerance` allows"):
         build_corpus(corpus_config(mine, "corpus"), report=reports.append)
     assert [report[:15] for report in reports] == ["slice 'slice_0'", "slice 'slice_2'"]
     for path, mended in zip(simulated_paths, mine, strict=True):
@@ -51,15 +62,65 @@ def test_all_refused_slices_are_reported_and_the_build_goes_on_once_they_are_men
     assert build_corpus(corpus_config(mine, "corpus")).slice_ids == ["slice_0", "slice_1", "slice_2"]
 
 
+def test_a_slice_that_cannot_be_used_is_set_aside_and_taken_in_once_it_is_mended(here, simulated_paths):
+    mine = [shutil.copy(path, here) for path in simulated_paths]
+    (here / "slice_2.h5ad").write_bytes(b"spoilt")
+    corpus = build_corpus(corpus_config(mine, "corpus"))
+    assert corpus.slice_ids == ["slice_0", "slice_1"]
+    assert [record["slice_id"] for record in corpus.manifest["quarantined"]] == ["slice_2"]
+    assert (here / "corpus/quarantine/slice_2.json").is_file()
+    shutil.copy(simulated_paths[2], mine[2])
+    assert build_corpus(corpus_config(mine, "corpus")).slice_ids == ["slice_0", "slice_1", "slice_2"]
+    assert not (here / "corpus/quarantine").exists()
+
+
+def test_a_slice_set_aside_is_not_read_again_while_nothing_changes(here, simulated_paths):
+    (here / "spoilt.h5ad").write_bytes(b"spoilt")
+    config = corpus_config([*simulated_paths[:2], here / "spoilt.h5ad"], "corpus")
+    build_corpus(config)
+    before = {path: path.stat().st_mtime_ns for path in (here / "corpus").rglob("*.*") if path.name != ".lock"}
+    build_corpus(config)
+    assert {path: path.stat().st_mtime_ns for path in (here / "corpus").rglob("*.*") if path.name != ".lock"} == before
+
+
+def test_a_strict_build_ends_at_one_slice_that_cannot_be_used(here, simulated_paths):
+    (here / "spoilt.h5ad").write_bytes(b"spoilt")
+    config = corpus_config([*simulated_paths, here / "spoilt.h5ad"], "corpus").model_copy(update={"tolerance": ToleranceConfig(strict=True)})
+    with pytest.raises(DataError, match=r"slice 'spoilt' .*not readable as AnnData"):
+        build_corpus(config)
+    assert not (here / "corpus/manifest.json").exists()
+
+
 def test_a_slice_that_changed_during_an_unfinished_build_is_read_again(here, simulated_paths):
     mine = [shutil.copy(path, here) for path in simulated_paths]
     (here / "slice_2.h5ad").unlink()
     with pytest.raises(DataError, match=r"slice 'slice_2' .*: no such file"):
-        build_corpus(corpus_config(mine, "corpus"))
+        build_corpus(corpus_config(mine, "corpus").model_copy(update={"tolerance": ToleranceConfig(strict=True)}))
     shutil.copy(simulated_paths[2], mine[2])
     shutil.copy(simulated_paths[2], mine[0])
     corpus = build_corpus(corpus_config(mine, "corpus"))
     assert corpus.truth("slice_0").coords_um.tolist() == corpus.truth("slice_2").coords_um.tolist()
+
+
+def test_a_second_builder_is_refused_with_the_name_of_the_first(here, simulated_paths):
+    config = corpus_config(simulated_paths, "corpus")
+    claim_folder(here / "corpus", CORPUS_KIND)
+    with only_builder(here / "corpus"), pytest.raises(ConfigError, match=rf"found a build in progress, by \S+:{os.getpid()}; expected none"):
+        build_corpus(config)
+    build_corpus(config)
+
+
+@pytest.mark.parametrize("name", ["slices/slice_1.zarr.zip", "views/tokens/slice_1-00000.tar", "views/tokens/index.parquet", "gene_vocab.csv"])
+@pytest.mark.parametrize("fault", ["gone", "cut", "flipped"])
+def test_a_file_that_is_not_whole_is_made_again(tiny_corpus, simulated_paths, here, name, fault):
+    config = CorpusConfig(**{**tiny_corpus.manifest["config"], "out": "corpus"})
+    shutil.copytree(tiny_corpus.folder, here / "corpus")
+    path, data = here / "corpus" / name, bytearray((tiny_corpus.folder / name).read_bytes())
+    data[-9] ^= 1
+    path.unlink() if fault == "gone" else path.write_bytes(data[:-1] if fault == "cut" else data)
+    corpus = build_corpus(config, verify=fault == "flipped")
+    assert corpus.corpus_id == tiny_corpus.corpus_id
+    assert path.read_bytes() == (tiny_corpus.folder / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["slices/slice_1.zarr.zip", "gene_vocab.csv"])
@@ -86,7 +147,7 @@ def config_of_foreign_genes(folder, simulated_paths, min_share_of_counts: float)
     return corpus_config([folder / "foreign.h5ad"], "corpus").model_copy(update={"min_share_of_counts": min_share_of_counts})
 
 
-TOO_FEW = r"slice 'foreign': [\d.]+% of its counts are on mapped genes \(unmapped: unknown_\d+.*expected at least 50.0%"
+TOO_FEW = r"slice 'foreign' \(.*\): [\d.]+% of its counts are on mapped genes \(unmapped: unknown_\d+.*expected at least 50.0%"
 
 
 def test_a_slice_with_too_few_counts_on_mapped_genes_is_refused(here, simulated_paths):
@@ -96,14 +157,14 @@ def test_a_slice_with_too_few_counts_on_mapped_genes_is_refused(here, simulated_
 
 def test_the_share_of_counts_is_checked_for_slices_read_before_a_stop_too(here, simulated_paths, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("corpus.build.compute_gene_vocab", raise_planted)
+        patch.setattr("corpus.build.make_vocabulary", raise_planted)
         with pytest.raises(RuntimeError, match="planted"):
             build_corpus(config_of_foreign_genes(here, simulated_paths, 0.0))
     with pytest.raises(DataError, match=TOO_FEW):
         build_corpus(config_of_foreign_genes(here, simulated_paths, 0.5))
 
 
-def raise_planted(*_, **__):
+def raise_planted(**_):
     raise RuntimeError("planted")
 
 
