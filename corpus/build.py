@@ -12,11 +12,12 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from corpus.derived import derived_path, open_members, write_derived
 from corpus.gene_ids import load_gene_tables
 from corpus.gene_vocab import GeneConfig, GeneVocab, compute_gene_vocab, read_gene_vocab
 from corpus.readers import read_slice, slice_name
 from corpus.scales import EmbedCells, ScaleConfig, embedded_records, token_records
-from corpus.shards import RecordPlace, write_shards, write_view
+from corpus.shards import Shard, deal_records, pack_shard, write_shards, write_view
 from corpus.slice import SliceSpec
 from corpus.store import CORPUS_KIND, Corpus, gene_scale_of, truth_path
 from corpus.truth import read_truth, truth_of, write_truth
@@ -79,17 +80,22 @@ def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext()
     with track("gene vocabulary"):
         vocab = _find_vocab(config, folder)
         write_text(folder / "gene_vocab.csv", vocab.to_csv())
-    entries, places = [], []
+    entries, stores, n_records = [], {}, {}
     for name, _ in _named(config):
         with track(f"{name}: gene tokens"):
             scale = gene_scale_of(read_truth(truth_path(folder, name)), vocab, config.scales)
-            new = write_shards(folder / "views" / "tokens", name, token_records(scale, vocab, config.scales.sub_slices))
+            made_from = {"truth": commits[name]["truth_sha256"], "vocabulary": vocab.sha256, "scales": config.scales.digest()}
+            stores[name] = derived_path(folder, name, "tokens", made_from), made_from
+            n_records[name] = write_derived(stores[name][0], token_records(scale, vocab, config.scales.sub_slices), made_from=made_from)
             n_cells = commits[name]["n_cells"]
-            entries.append({**commits[name], "n_cells_without_gene": n_cells - len(scale.rows), "n_sub_slices": len(new)})
-            places += new
-    if not places:
+            entries.append({**commits[name], "n_cells_without_gene": n_cells - len(scale.rows), "n_sub_slices": n_records[name]})
+    if not sum(n_records.values()):
         raise DataError("no cell of any slice expresses a gene of the vocabulary; expected some. Check `genes`.")
-    write_view(folder / "views" / "tokens", places, meta={"vocabulary": vocab.sha256})
+    view, shards = folder / "views" / "tokens", []
+    for number, members in enumerate(deal_records(n_records, salt=vocab.sha256)):
+        with open_members(members, stores) as records:
+            shards.append(pack_shard(view, f"shard-{number:05d}", records))
+    write_view(view, shards, made_from={"vocabulary": vocab.sha256}, facts={entry["slice_id"]: entry["source"] for entry in entries})
     manifest = {
         "format": CORPUS_KIND,
         "config": config.model_dump(mode="json", exclude={"out"}),
@@ -103,15 +109,15 @@ def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext()
     return Corpus(folder)
 
 
-def embedded_shards(corpus: Corpus, folder: Path, slice_id: str, embed_cells: EmbedCells, *, encoder_id: str) -> list[RecordPlace]:
+def embedded_shards(corpus: Corpus, folder: Path, slice_id: str, embed_cells: EmbedCells, *, encoder_id: str) -> list[Shard]:
     """Write the shards of one slice for the SE(2) transformer, unless they stand already; see `embedded_records`."""
     commit = folder / "commits" / f"{slice_id}.json"
     made_from = {"corpus": corpus.corpus_id, "encoder": encoder_id}
     if commit.is_file() and (found := read_json(commit))["made_from"] == made_from:
-        return [RecordPlace(**place) for place in found["places"]]
-    places = write_shards(folder, slice_id, embedded_records(corpus.gene_scale(slice_id), embed_cells, corpus.scales))
-    write_json(commit, {"made_from": made_from, "places": [asdict(place) for place in places]})
-    return places
+        return [Shard.from_json(shard) for shard in found["shards"]]
+    shards = write_shards(folder, slice_id, embedded_records(corpus.gene_scale(slice_id), embed_cells, corpus.scales))
+    write_json(commit, {"made_from": made_from, "shards": [asdict(shard) for shard in shards]})
+    return shards
 
 
 def _write_truths(config: CorpusConfig, folder: Path, track: Track, report: Report) -> dict[str, dict[str, Any]]:

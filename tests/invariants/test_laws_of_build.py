@@ -12,8 +12,8 @@ from synth import corpus_config
 import corpus.build
 from corpus.build import build_corpus
 from corpus.rank_value import rank_value_encode
-from corpus.shards import View
 from corpus.store import Corpus
+from corpus.view import View
 from stofm.durable import tree_sha256
 from stofm.errors import ConfigError
 from stofm.fields import COORDS_UM, GENE_TOKENS, N_TOKENS, ROWS
@@ -58,7 +58,8 @@ STOPS = [
     ("write_truth", 1),
     ("write_truth", 3),
     ("compute_gene_vocab", 1),
-    ("write_shards", 2),
+    ("write_derived", 2),
+    ("pack_shard", 1),
     ("write_view", 1),
     ("write_json", 4),
 ]

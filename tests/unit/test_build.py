@@ -62,7 +62,7 @@ def test_a_slice_that_changed_during_an_unfinished_build_is_read_again(here, sim
     assert corpus.truth("slice_0").coords_um.tolist() == corpus.truth("slice_2").coords_um.tolist()
 
 
-@pytest.mark.parametrize("name", ["slices/slice_1.zarr.zip", "gene_vocab.csv"])
+@pytest.mark.parametrize("name", ["slices/slice_1/cells.zarr.zip", "gene_vocab.csv"])
 def test_a_corpus_with_a_changed_file_is_refused_when_the_file_is_read(tiny_corpus, tmp_path, name):
     shutil.copytree(tiny_corpus.folder, tmp_path / "copy")
     data = bytearray((tmp_path / "copy" / name).read_bytes())
