@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from corpus.cell_order import content_keys, tissue_order
 from corpus.gene_vocab import GeneVocab
 from corpus.rank_value import RankValueConfig, rank_value_encode
-from corpus.shards import Record
+from corpus.record import Record
 from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
 from corpus.sub_slices import SubSliceConfig, cut_sub_slices
 from corpus.virtual_cells import VirtualCellConfig, VirtualCells, make_virtual_cells

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale
-from corpus.shards import View
 from corpus.truth import SliceTruth, read_truth
+from corpus.view import View
 from stofm.config import parse_config
 from stofm.durable import file_sha256, read_json, require_folder
 from stofm.errors import ConfigError, FormatError
@@ -64,4 +64,4 @@ def gene_scale_of(truth: SliceTruth, vocab: GeneVocab, scales: ScaleConfig) -> G
 
 def truth_path(folder: Path, slice_id: str) -> Path:
     """Return where a corpus keeps a slice."""
-    return folder / "slices" / f"{slice_id}.zarr.zip"
+    return folder / "slices" / slice_id / "cells.zarr.zip"

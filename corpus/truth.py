@@ -1,14 +1,11 @@
-"""The truth of a corpus: one immutable zarr v3 store per slice, zipped uncompressed, the same bytes whenever it is written."""
+"""The truth of a corpus: every slice once, as a zipped zarr v3 AnnData store that is never changed; counts can be read by blocks of rows."""
 
 from __future__ import annotations
 
-import warnings
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -16,14 +13,12 @@ from scipy.sparse import csr_matrix
 from corpus.gene_ids import GeneAudit, GeneTables, map_to_human
 from corpus.gene_vocab import merge_genes
 from corpus.slice import FloatArray, IntArray, Slice, StrArray
-from stofm.durable import replacing
-from stofm.errors import FormatError
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from corpus.zarr_zip import CHUNK, Group, naming_damage, new_group, open_group, write_parts
+from stofm.errors import DataError, FormatError
 
 TRUTH_FORMAT = "stofm-truth/1"
-SOURCE_ROW = "source_row"  # column of obs
+SOURCE_ROW, N_COUNTS, N_GENES = "source_row", "n_counts", "n_genes"  # columns of obs; all others are labels
+CELLS_AT_A_TIME = 65_536
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +37,8 @@ class SliceTruth:
         "" where missing.
     source_rows : (n_cells,) int64
         Row of each cell in the source.
+    dropped : {reason: cells}
+        Cells of the source that are not here.
     """
 
     slice_id: str
@@ -52,6 +49,7 @@ class SliceTruth:
     labels: Mapping[str, StrArray]
     source: Mapping[str, str | float]
     source_rows: IntArray
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 def truth_of(st_slice: Slice, tables: GeneTables) -> tuple[SliceTruth, GeneAudit]:
@@ -61,66 +59,121 @@ def truth_of(st_slice: Slice, tables: GeneTables) -> tuple[SliceTruth, GeneAudit
     first_source = {gene: name for gene, name in zip(ids[::-1].tolist(), st_slice.gene_names[::-1].tolist(), strict=True) if gene}
     symbols = np.array([first_source[gene] for gene in human_ids.tolist()])
     source = {**st_slice.source, "species": st_slice.species}
-    return SliceTruth(st_slice.slice_id, counts, human_ids, symbols, st_slice.coords_um, st_slice.labels, source, st_slice.source_rows), audit
+    return SliceTruth(
+        st_slice.slice_id, counts, human_ids, symbols, st_slice.coords_um, st_slice.labels, source, st_slice.source_rows, st_slice.dropped
+    ), audit
 
 
 def write_truth(path: Path, truth: SliceTruth) -> None:
-    """Write a slice to a zip of a zarr v3 AnnData store, whole or not at all."""
-    import anndata
-    import pandas as pd
+    """Write a slice to a zip of a zarr v3 AnnData store, whole or not at all.
 
-    largest = truth.counts.data.max(initial=0)
-    table = anndata.AnnData(
-        X=truth.counts.astype(np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32),
-        obs=pd.DataFrame(
-            {SOURCE_ROW: truth.source_rows.astype(np.uint32), **{name: pd.Categorical(values) for name, values in truth.labels.items()}},
-            index=_row_names(truth.counts.shape[0]),
-        ),
-        var=pd.DataFrame({"symbol": truth.symbols.astype(object)}, index=truth.human_ids.astype(object)),
-        obsm={"spatial": truth.coords_um},
-        uns={"format": TRUTH_FORMAT, "slice_id": truth.slice_id, "source": dict(truth.source)},
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as scratch:
-        with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)  # nothing of ours reads it
-            table.write_zarr(Path(scratch) / "cells.zarr")
-        with replacing(path) as aside:
-            _zip_folder(Path(scratch) / "cells.zarr", aside)
+    Counts become uint16 (uint32 if one needs it) and column numbers the narrowest unsigned integers, block after block:
+    nothing as large as `counts` is copied.
+    """
+    import pandas as pd
+    from anndata import settings
+    from anndata.io import write_elem
+
+    counts = _canonical(truth.counts)
+    obs = {SOURCE_ROW: truth.source_rows.astype(np.uint32), N_COUNTS: _row_sums(counts), N_GENES: np.diff(counts.indptr).astype(np.uint32)}
+    labels = {name: pd.Categorical(values) for name, values in truth.labels.items()}
+    if reserved := sorted(obs.keys() & labels.keys()):
+        raise DataError(f"slice {truth.slice_id!r}: found a label named {reserved[0]!r}; expected another name. Rename it in `labels`.")
+    rows = pd.Index([str(row) for row in range(counts.shape[0])])
+    with new_group(path) as group, settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+        group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        _write_counts(group.create_group("X"), counts)
+        write_elem(group, "obs", pd.DataFrame({**obs, **labels}, index=rows))
+        write_elem(group, "var", pd.DataFrame({"symbol": truth.symbols.astype(object)}, index=truth.human_ids.astype(object)))
+        write_elem(group, "obsm", {"spatial": truth.coords_um})
+        facts = {"slice_id": truth.slice_id, "source": dict(truth.source), "dropped": dict(truth.dropped)}
+        write_elem(group, "uns", {"format": TRUTH_FORMAT, **facts})
 
 
 def read_truth(path: Path) -> SliceTruth:
     """Read what `write_truth` wrote; `FormatError` if it is missing, damaged or of another format."""
-    import anndata
-    from zarr.storage import ZipStore
+    from anndata.io import read_elem
 
-    if not zipfile.is_zipfile(path):
-        raise FormatError(f"{path}: missing or no zip file; expected a slice of a corpus. Build the corpus again.")
-    try:
-        with ZipStore(path, mode="r") as store:
-            table: AnnData = anndata.read_zarr(store)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path}: {error}; expected a slice of a corpus. Build the corpus again.") from error
-    if table.uns.get("format") != TRUTH_FORMAT:
-        raise FormatError(f"{path}: found format {table.uns.get('format')!r}; expected {TRUTH_FORMAT!r}. Build the corpus again.")
-    return SliceTruth(
-        slice_id=str(table.uns["slice_id"]),
-        counts=csr_matrix(table.X),
-        human_ids=table.var_names.to_numpy().astype(str),
-        symbols=table.var["symbol"].to_numpy().astype(str),
-        coords_um=np.asarray(table.obsm["spatial"]),
-        labels={name: table.obs[name].astype(str).to_numpy().astype(str) for name in table.obs if name != SOURCE_ROW},
-        source=table.uns["source"],
-        source_rows=table.obs[SOURCE_ROW].to_numpy().astype(np.int64),
-    )
+    with open_group(path) as group, naming_damage(path):
+        uns = _facts(group, path)
+        obs, var = read_elem(group["obs"]), read_elem(group["var"])
+        labels = [name for name in obs if name not in (SOURCE_ROW, N_COUNTS, N_GENES)]
+        return SliceTruth(
+            slice_id=str(uns["slice_id"]),
+            counts=_read_counts(group["X"], 0, len(obs)),
+            human_ids=var.index.to_numpy().astype(str),
+            symbols=var["symbol"].to_numpy().astype(str),
+            coords_um=np.asarray(read_elem(group["obsm/spatial"])),
+            labels={name: obs[name].astype(str).to_numpy().astype(str) for name in labels},
+            source=uns["source"],
+            source_rows=obs[SOURCE_ROW].to_numpy().astype(np.int64),
+            dropped={reason: int(n_cells) for reason, n_cells in uns["dropped"].items()},
+        )
 
 
-def _zip_folder(folder: Path, path: Path) -> None:
-    """Zip a folder's files in sorted order with fixed times, so that equal contents give equal bytes."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            archive.writestr(zipfile.ZipInfo(str(file.relative_to(folder)), date_time=(1980, 1, 1, 0, 0, 0)), file.read_bytes())
+def iter_counts(path: Path, *, n_cells: int = CELLS_AT_A_TIME) -> Iterator[csr_matrix]:
+    """Yield the counts of a slice in blocks of `n_cells` rows, in order; only one block is in memory.
+
+    Yields
+    ------
+    (at most n_cells, n_genes) CSR uint16 or uint32, molecules
+    """
+    with open_group(path) as group:
+        with naming_damage(path):
+            _facts(group, path)
+        for start in range(0, group["X"].attrs["shape"][0], n_cells):
+            with naming_damage(path):
+                block = _read_counts(group["X"], start, start + n_cells)
+            yield block
 
 
-def _row_names(n_cells: int) -> list[str]:
-    return [str(row) for row in range(n_cells)]
+def _facts(group: Group, path: Path) -> dict[str, Any]:
+    from anndata.io import read_elem
+
+    facts = read_elem(group["uns"]) if "uns" in group else {}
+    if facts.get("format") != TRUTH_FORMAT:
+        raise FormatError(f"{path}: found format {facts.get('format')!r}; expected {TRUTH_FORMAT!r}. Build the corpus again.")
+    return facts
+
+
+def _write_counts(group: Group, counts: csr_matrix) -> None:
+    """Write a CSR matrix as anndata lays it out, in the narrowest dtypes."""
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(counts.shape)})
+    largest = int(counts.data.max(initial=0))
+    dtypes = {
+        "data": np.min_scalar_type(max(largest, 256)),
+        "indices": np.min_scalar_type(max(counts.shape[1] - 1, 256)),
+        "indptr": np.dtype(np.int64),
+    }
+    for name, dtype in dtypes.items():
+        values = getattr(counts, name)
+        write_parts(group, name, dtype, values.shape, [values], chunk=CHUNK)
+
+
+def _read_counts(group: Group, start: int, stop: int) -> csr_matrix:
+    """Rows `start` to `stop` of a stored CSR matrix."""
+    n_cells, n_genes = group.attrs["shape"]
+    stop = min(stop, n_cells)
+    indptr = group["indptr"][start : stop + 1]
+    span = slice(int(indptr[0]), int(indptr[-1]))
+    return csr_matrix((group["data"][span], group["indices"][span], indptr - indptr[0]), shape=(stop - start, n_genes))
+
+
+def _canonical(counts: csr_matrix) -> csr_matrix:
+    """The matrix itself if its columns are sorted and no zero is stored, else a copy that is so."""
+    if counts.has_sorted_indices and counts.data.all():
+        return counts
+    counts = counts.copy()
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    return counts
+
+
+def _row_sums(counts: csr_matrix) -> np.ndarray:
+    """Molecules of each cell, (n_cells,) uint32; blockwise, because scipy's sum copies all entries to 64 bits."""
+    sums = np.zeros(counts.shape[0], np.uint32)
+    for start in range(0, counts.shape[0], CELLS_AT_A_TIME):
+        ends = counts.indptr[start : start + CELLS_AT_A_TIME + 1]
+        running = np.concatenate([[0], np.cumsum(counts.data[ends[0] : ends[-1]], dtype=np.uint64)])
+        sums[start : start + CELLS_AT_A_TIME] = np.diff(running[ends - ends[0]])
+    return sums

@@ -7,8 +7,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.random import Generator
 
-from corpus.shards import View
 from corpus.slice import IntArray
+from corpus.view import View
 
 
 class Order:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from corpus.shards import View
+from corpus.view import View
 from pretrain.config import EncoderStageConfig, SE2StageConfig, StageConfig
 from pretrain.data import cells_of_chunk, chunk_sub_slices, generator
 from pretrain.masking import mask_gene_tokens, mask_sub_slice

@@ -18,8 +18,9 @@ import torch
 from accelerate import Accelerator
 
 from corpus.build import embedded_shards
-from corpus.shards import RecordPlace, View, write_view
+from corpus.shards import Shard, write_view
 from corpus.store import Corpus
+from corpus.view import View
 from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.data import Order, torch_seed
 from pretrain.encoder_init import start_from_coexpression
@@ -182,7 +183,7 @@ def _embedded_view(corpus: Corpus, encoder: CellEncoder, folder: Path, accelerat
     if not (folder / "view.json").is_file():
         encoder.to(accelerator.device)
 
-        def shards_of(slice_id: str) -> list[RecordPlace]:
+        def shards_of(slice_id: str) -> list[Shard]:
             embed = partial(embed_cells, encoder, cls_token=corpus.vocab.cls_token)
             return embedded_shards(corpus, folder, slice_id, embed, encoder_id=encoder_id)
 
@@ -191,8 +192,8 @@ def _embedded_view(corpus: Corpus, encoder: CellEncoder, folder: Path, accelerat
                 shards_of(slice_id)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            places = [place for slice_id in corpus.slice_ids for place in shards_of(slice_id)]  # all of them stand now
-            write_view(folder, places, meta={"encoder": encoder_id, "corpus": corpus.corpus_id})
+            shards = [shard for slice_id in corpus.slice_ids for shard in shards_of(slice_id)]  # all of them stand now
+            write_view(folder, shards, made_from={"encoder": encoder_id, "corpus": corpus.corpus_id})
         accelerator.wait_for_everyone()
     return View(folder)
 

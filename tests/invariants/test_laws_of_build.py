@@ -12,8 +12,8 @@ from synth import corpus_config
 import corpus.build
 from corpus.build import build_corpus
 from corpus.rank_value import rank_value_encode
-from corpus.shards import View
 from corpus.store import Corpus
+from corpus.view import View
 from stofm.durable import tree_sha256
 from stofm.errors import ConfigError
 from stofm.fields import COORDS_UM, GENE_TOKENS, N_TOKENS, ROWS

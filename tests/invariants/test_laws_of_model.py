@@ -9,7 +9,7 @@ import pytest
 import torch
 from synth import MOTIONS, random_cells, random_record, record_of, spot_grid
 
-from corpus.shards import View
+from corpus.view import View
 from pretrain.config import SE2StageConfig
 from pretrain.masking import mask_sub_slice
 from pretrain.stages import se2_stage

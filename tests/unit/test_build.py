@@ -110,7 +110,7 @@ def test_a_second_builder_is_refused_with_the_name_of_the_first(here, simulated_
     build_corpus(config)
 
 
-@pytest.mark.parametrize("name", ["slices/slice_1.zarr.zip", "views/tokens/slice_1-00000.tar", "views/tokens/index.parquet", "gene_vocab.csv"])
+@pytest.mark.parametrize("name", ["slices/slice_1/cells.zarr.zip", "views/tokens/slice_1-00000.tar", "views/tokens/index.parquet", "gene_vocab.csv"])
 @pytest.mark.parametrize("fault", ["gone", "cut", "flipped"])
 def test_a_file_that_is_not_whole_is_made_again(tiny_corpus, simulated_paths, here, name, fault):
     config = CorpusConfig(**{**tiny_corpus.manifest["config"], "out": "corpus"})
@@ -123,7 +123,7 @@ def test_a_file_that_is_not_whole_is_made_again(tiny_corpus, simulated_paths, he
     assert path.read_bytes() == (tiny_corpus.folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["slices/slice_1.zarr.zip", "gene_vocab.csv"])
+@pytest.mark.parametrize("name", ["slices/slice_1/cells.zarr.zip", "gene_vocab.csv"])
 def test_a_corpus_with_a_changed_file_is_refused_when_the_file_is_read(tiny_corpus, tmp_path, name):
     shutil.copytree(tiny_corpus.folder, tmp_path / "copy")
     data = bytearray((tmp_path / "copy" / name).read_bytes())
