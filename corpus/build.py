@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from corpus.gene_ids import load_gene_tables
-from corpus.gene_vocab import GeneConfig, GeneVocab, compute_gene_vocab, read_gene_vocab
+from corpus.gene_import import import_gene_vocab
+from corpus.gene_vocab import GeneConfig, GeneVocab, compute_gene_vocab
 from corpus.readers import read_slice, slice_name
 from corpus.scales import EmbedCells, ScaleConfig, embedded_records, token_records
 from corpus.shards import RecordPlace, write_shards, write_view
@@ -146,9 +147,10 @@ def _write_truths(config: CorpusConfig, folder: Path, track: Track, report: Repo
 
 def _find_vocab(config: CorpusConfig, folder: Path) -> GeneVocab:
     if config.genes.vocabulary is not None:
-        return read_gene_vocab(Path(config.genes.vocabulary))
+        return import_gene_vocab(config.genes)
     truths = (read_truth(truth_path(folder, name)) for name, _ in _named(config))
-    return compute_gene_vocab(((t.counts, t.human_ids, t.symbols) for t in truths), min_cells=config.genes.min_cells)
+    of_slices = ((t.counts, t.human_ids, t.symbols) for t in truths)
+    return compute_gene_vocab(of_slices, min_cells=config.genes.min_cells, memory_mb=config.genes.memory_mb, scratch=folder)
 
 
 def _require_share(name: str, audit: dict[str, Any], least: float) -> None:
