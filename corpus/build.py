@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from corpus.gene_ids import load_gene_tables
+from corpus.gene_ids import GENE_TABLES, GeneAudit, load_gene_tables, require_mapped
 from corpus.gene_import import import_gene_vocab
-from corpus.gene_vocab import GeneConfig, GeneVocab, compute_gene_vocab
+from corpus.gene_vocab import GeneConfig, GeneVocab, audit_tokens, compute_gene_vocab
 from corpus.readers import read_slice, slice_name
 from corpus.scales import EmbedCells, ScaleConfig, embedded_records, token_records
 from corpus.shards import RecordPlace, write_shards, write_view
@@ -83,10 +83,14 @@ def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext()
     entries, places = [], []
     for name, _ in _named(config):
         with track(f"{name}: gene tokens"):
-            scale = gene_scale_of(read_truth(truth_path(folder, name)), vocab, config.scales)
+            truth = read_truth(truth_path(folder, name))
+            scale = gene_scale_of(truth, vocab, config.scales)
+            tokens_audit = asdict(audit_tokens(truth.counts, truth.human_ids, truth.symbols, vocab, config.genes.markers))
             new = write_shards(folder / "views" / "tokens", name, token_records(scale, vocab, config.scales.sub_slices))
             n_cells = commits[name]["n_cells"]
-            entries.append({**commits[name], "n_cells_without_gene": n_cells - len(scale.rows), "n_sub_slices": len(new)})
+            entries.append(
+                {**commits[name], "tokens_audit": tokens_audit, "n_cells_without_gene": n_cells - len(scale.rows), "n_sub_slices": len(new)}
+            )
             places += new
     if not places:
         raise DataError("no cell of any slice expresses a gene of the vocabulary; expected some. Check `genes`.")
@@ -96,6 +100,7 @@ def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext()
         "config": config.model_dump(mode="json", exclude={"out"}),
         "settings": settings,
         "vocabulary_sha256": vocab.sha256,
+        "gene_tables_sha256": file_sha256(folder / GENE_TABLES),
         "token_view": file_sha256(folder / "views" / "tokens" / "view.json"),
         "slices": entries,
     }
@@ -118,22 +123,25 @@ def embedded_shards(corpus: Corpus, folder: Path, slice_id: str, embed_cells: Em
 def _write_truths(config: CorpusConfig, folder: Path, track: Track, report: Report) -> dict[str, dict[str, Any]]:
     """Bring every slice into the corpus; returns its commit record by slice."""
     tables = load_gene_tables(config.genes.tables)
+    write_text(folder / GENE_TABLES, tables.to_json())
     commits: dict[str, dict[str, Any]] = {}
     errors: list[DataError] = []
     for name, spec in _named(config):
         path, commit_path = truth_path(folder, name), folder / "commits" / f"{name}.json"
         try:
             with track(f"{name}: reading"):
-                made_from = {"input_sha256": input_sha256(spec), "reader": spec.digest(), "genes": config.genes.tables.digest()}
+                made_from = {"input_sha256": input_sha256(spec), "reader": spec.digest(), "genes": tables.sha256}
                 if not commit_path.is_file() or not made_from.items() <= read_json(commit_path).items() or not path.is_file():
                     st_slice = read_slice(spec)
                     with located(f"slice {name!r} ({spec.path})"):
-                        truth, audit = truth_of(st_slice, tables)
+                        truth, audit = truth_of(st_slice, tables, config.genes.markers)
                     write_truth(path, truth)
                     write_json(commit_path, {**made_from, "slice_id": name, "truth_sha256": file_sha256(path), "genes_audit": asdict(audit),
                                              "n_cells": truth.counts.shape[0], "labels": sorted(truth.labels), "source": truth.source})  # fmt: skip
                 commits[name] = read_json(commit_path)
-                _require_share(name, commits[name]["genes_audit"], config.min_share_of_counts)
+                with located(f"slice {name!r}"):
+                    require_mapped(GeneAudit(**commits[name]["genes_audit"]), min_genes=config.genes.min_genes,
+                                   min_share_of_genes=config.genes.min_share_of_genes, min_share_of_counts=config.min_share_of_counts)  # fmt: skip
         except DataError as error:
             errors.append(error)
     if len(errors) == 1:
@@ -151,15 +159,6 @@ def _find_vocab(config: CorpusConfig, folder: Path) -> GeneVocab:
     truths = (read_truth(truth_path(folder, name)) for name, _ in _named(config))
     of_slices = ((t.counts, t.human_ids, t.symbols) for t in truths)
     return compute_gene_vocab(of_slices, min_cells=config.genes.min_cells, memory_mb=config.genes.memory_mb, scratch=folder)
-
-
-def _require_share(name: str, audit: dict[str, Any], least: float) -> None:
-    if audit["share_of_counts_mapped"] < least:
-        raise DataError(
-            f"slice {name!r}: {audit['share_of_counts_mapped']:.1%} of its counts are on mapped genes "
-            f"(unmapped: {', '.join(audit['unmapped_examples'][:5])}); expected at least {least:.1%}. "
-            "Check `species` and `gene_id_column`, or lower `min_share_of_counts`."
-        )
 
 
 def _named(config: CorpusConfig) -> list[tuple[str, SliceSpec]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import re
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -19,9 +21,10 @@ from pydantic import Field
 from corpus.gene_dictionaries import read_pairs, stated_release
 from corpus.slice import IntArray, Slice, Species, StrArray
 from stofm.config import FrozenModel
-from stofm.durable import file_sha256
-from stofm.errors import BadSlice
+from stofm.durable import file_sha256, read_json
+from stofm.errors import BadSlice, FormatError
 
+GENE_TABLES = "gene_tables.json"  # name of the file in a corpus and in a model
 Pairs = list[tuple[str, str]]
 
 
@@ -48,6 +51,14 @@ class GeneTables:
     ensembl_of_symbol: dict[str, dict[str, str]]  # by species, symbols in upper case
     human_of_mouse: dict[str, str]
     release: str
+
+    def to_json(self) -> str:
+        """Everything, so that a corpus or a model can carry the tables it was made with."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")) + "\n"
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,14 @@ class GeneAudit:
     markers_lost: tuple[str, ...]
     unmapped_examples: tuple[str, ...]
     release: str
+
+
+def read_gene_tables(path: Path) -> GeneTables:
+    """Read what `GeneTables.to_json` gave; `FormatError` if it is missing or damaged."""
+    try:
+        return GeneTables(**read_json(path))
+    except TypeError as error:
+        raise FormatError(f"{path}: {error}; expected gene tables that SToFM wrote. Rebuild the folder it is in.") from error
 
 
 def map_to_human(st_slice: Slice, tables: GeneTables, markers: Collection[str] = MARKERS) -> tuple[StrArray, GeneAudit]:
@@ -132,14 +151,20 @@ def audit_genes(names: StrArray, human: StrArray, counts: IntArray, *, species: 
     )
 
 
-def require_mapped(audit: GeneAudit, *, min_genes: int, min_share_of_genes: float) -> None:
-    """Raise `BadSlice` ``VOCAB`` if fewer genes that were detected map to human genes, or a smaller share of them."""
-    if audit.n_detected_mapped < min_genes or audit.n_detected_mapped < min_share_of_genes * audit.n_detected:
+def require_mapped(audit: GeneAudit, *, min_genes: int, min_share_of_genes: float, min_share_of_counts: float = 0.0) -> None:
+    """Raise `BadSlice` ``VOCAB`` if too few genes that were detected map to human ones, in number, as a share or by their counts."""
+    unmapped = f"(unmapped: {', '.join(audit.unmapped_examples[:5])})"
+    if audit.n_detected_mapped < max(min_genes, min_share_of_genes * audit.n_detected):
         raise BadSlice(
             "VOCAB",
-            f"{audit.n_detected_mapped} of {audit.n_detected} genes with counts map to human genes (not: {', '.join(audit.unmapped_examples[:5])}); "
-            f"expected at least {min_genes} and {min_share_of_genes:.0%}. "
-            "Check `species` and `gene_id_column`, or lower `genes.min_genes` and `genes.min_share_of_genes`.",
+            f"{audit.n_detected_mapped} of {audit.n_detected} genes with counts map to human genes {unmapped}; expected at least {min_genes}, and "
+            f"{min_share_of_genes:.0%}. Check `species` and `gene_id_column`, or lower `genes.min_genes` and `genes.min_share_of_genes`.",
+        )
+    if audit.share_of_counts_mapped < min_share_of_counts:
+        raise BadSlice(
+            "VOCAB",
+            f"{audit.share_of_counts_mapped:.1%} of its counts are on mapped genes {unmapped}; expected at least {min_share_of_counts:.1%}. "
+            "Check `species` and `gene_id_column`, or lower `min_share_of_counts`.",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,6 +116,28 @@ class GeneVocab:
         columns = np.array([self.column_of.get(gene, -1) for gene in human_ids.tolist()], dtype=np.int64)
         has_token = columns >= 0
         return _sum_columns(counts[:, has_token], columns[has_token], len(self.gene_ids))
+
+
+@dataclass(frozen=True)
+class TokenAudit:
+    """How much of a slice the vocabulary can say: of its human genes, of their counts, and which markers have no token."""
+
+    n_genes: int
+    n_with_token: int
+    share_of_counts_with_token: float
+    markers_without_token: tuple[str, ...]
+
+
+def audit_tokens(counts: csr_matrix, human_ids: StrArray, symbols: StrArray, vocab: GeneVocab, markers: Collection[str] = MARKERS) -> TokenAudit:
+    """Audit counts, (n_cells, n_genes), of these human genes, (n_genes,), against a vocabulary."""
+    has_token = np.array([gene in vocab.column_of for gene in human_ids.tolist()], dtype=bool)
+    of_gene = np.asarray(counts.sum(axis=0)).ravel()
+    return TokenAudit(
+        n_genes=len(human_ids),
+        n_with_token=int(has_token.sum()),
+        share_of_counts_with_token=round(float(of_gene[has_token].sum() / max(of_gene.sum(), 1)), 6),
+        markers_without_token=tuple(sorted(set(markers) & {symbol.upper() for symbol in symbols[~has_token].tolist()})),
+    )
 
 
 def read_gene_vocab(path: Path) -> GeneVocab:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import stofm
-from corpus.gene_ids import load_gene_tables, map_to_human
+from corpus.gene_ids import GENE_TABLES, GeneTables, load_gene_tables, map_to_human, read_gene_tables
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
 from corpus.readers import slice_name, slice_of
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
@@ -34,10 +34,11 @@ SUB_SLICES_PER_BATCH = 2
 
 @dataclass(frozen=True, eq=False)
 class Embedder:
-    """A model with all that it needs to read a slice as it was trained to: vocabulary and scale settings."""
+    """A model with all that it needs to read a slice as it was trained to: vocabulary, gene tables and scale settings."""
 
     model: Model
     vocab: GeneVocab
+    tables: GeneTables
     scales: ScaleConfig
 
 
@@ -70,7 +71,8 @@ def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for module in (model.cell_encoder, model.se2_transformer):
         module.to(target)
-    return Embedder(model, vocab, load_config(ScaleConfig, folder / "scales.json"))
+    tables = read_gene_tables(folder / GENE_TABLES) if (folder / GENE_TABLES).is_file() else load_gene_tables()  # first models carry none
+    return Embedder(model, vocab, tables, load_config(ScaleConfig, folder / "scales.json"))
 
 
 def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embeddings: bool = False) -> AnnData:
@@ -94,7 +96,7 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embe
     table.uns[UNS_STOFM] = {
         "weights_sha256": embedder.model.weights_sha256,
         "vocabulary_sha256": embedder.vocab.sha256,
-        "gene_tables": load_gene_tables().release,
+        "gene_tables": embedder.tables.release,
         "scales": embedder.scales.model_dump_json(),
         "slice": spec.model_dump_json(exclude={"path"}),
         "um_per_unit": st_slice.source["um_per_unit"],
@@ -106,7 +108,7 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embe
 
 def embed_slice(st_slice: Slice, embedder: Embedder) -> SliceEmbedding:
     """Embed a slice: gene scale, virtual cells, sub-slices, SE(2) transformer; every cell comes back once, in its row."""
-    ids, _ = map_to_human(st_slice, load_gene_tables())
+    ids, _ = map_to_human(st_slice, embedder.tables)
     scale = extract_gene_scale(st_slice.counts, ids, st_slice.coords_um, embedder.vocab, embedder.scales.rank_value)
     if not len(scale.rows):
         raise DataError("no cell expresses a gene of the model's vocabulary; expected some. Use a model for these genes.")
