@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from corpus.gene_ids import GENE_TABLES, GeneTables, read_gene_tables
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale
 from corpus.truth import SliceTruth, read_truth
@@ -41,6 +42,12 @@ class Corpus:
         if vocab.sha256 != self.manifest["vocabulary_sha256"]:
             raise FormatError(f"corpus {self.folder}: gene_vocab.csv is not the one it was built with. Build the corpus again.")
         return vocab
+
+    @cached_property
+    def gene_tables(self) -> GeneTables:
+        if file_sha256(self.folder / GENE_TABLES) != self.manifest["gene_tables_sha256"]:
+            raise FormatError(f"corpus {self.folder}: {GENE_TABLES} is not the one it was built with. Build the corpus again.")
+        return read_gene_tables(self.folder / GENE_TABLES)
 
     def truth(self, slice_id: str) -> SliceTruth:
         """Return a slice, checked against the hash in the manifest."""

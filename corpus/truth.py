@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from corpus.gene_ids import GeneAudit, GeneTables, map_to_human
+from corpus.gene_ids import MARKERS, GeneAudit, GeneTables, map_to_human
 from corpus.gene_vocab import merge_genes
 from corpus.slice import FloatArray, IntArray, Slice, StrArray
 from corpus.zarr_zip import CHUNK, Group, naming_damage, new_group, open_group, write_parts
@@ -52,9 +52,9 @@ class SliceTruth:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
 
-def truth_of(st_slice: Slice, tables: GeneTables) -> tuple[SliceTruth, GeneAudit]:
-    """Bring a slice to human genes; `DataError` if none of its genes maps."""
-    ids, audit = map_to_human(st_slice, tables)
+def truth_of(st_slice: Slice, tables: GeneTables, markers: Collection[str] = MARKERS) -> tuple[SliceTruth, GeneAudit]:
+    """Bring a slice to human genes; raises as `map_to_human`."""
+    ids, audit = map_to_human(st_slice, tables, markers)
     counts, human_ids = merge_genes(st_slice.counts, ids)
     first_source = {gene: name for gene, name in zip(ids[::-1].tolist(), st_slice.gene_names[::-1].tolist(), strict=True) if gene}
     symbols = np.array([first_source[gene] for gene in human_ids.tolist()])

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 import stofm
-from corpus.gene_ids import load_gene_tables, map_to_human
+from corpus.gene_ids import GENE_TABLES, GeneTables, load_gene_tables, map_to_human, read_gene_tables
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
-from corpus.readers import slice_name, slice_of
+from corpus.readers import sections_of, slice_name, slice_of
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
 from corpus.slice import FloatArray, Slice, SliceSpec
 from corpus.sub_slices import cut_sub_slices
@@ -28,16 +28,17 @@ from stofm.fields import EMBEDDING_DIM, STOFM_STATUS, UNS_STOFM, X_STOFM, X_STOF
 if TYPE_CHECKING:
     from anndata import AnnData
 
-EMBEDDED, NO_GENES = "embedded", "no gene of the vocabulary"
+EMBEDDED, NO_GENES, OTHER_SECTION = "embedded", "no gene of the vocabulary", "in another section"
 SUB_SLICES_PER_BATCH = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Embedder:
-    """A model with all that it needs to read a slice as it was trained to: vocabulary and scale settings."""
+    """A model with all that it needs to read a slice as it was trained to: vocabulary, gene tables and scale settings."""
 
     model: Model
     vocab: GeneVocab
+    tables: GeneTables
     scales: ScaleConfig
 
 
@@ -70,35 +71,45 @@ def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for module in (model.cell_encoder, model.se2_transformer):
         module.to(target)
-    return Embedder(model, vocab, load_config(ScaleConfig, folder / "scales.json"))
+    tables = read_gene_tables(folder / GENE_TABLES) if (folder / GENE_TABLES).is_file() else load_gene_tables()  # first models carry none
+    return Embedder(model, vocab, tables, load_config(ScaleConfig, folder / "scales.json"))
 
 
 def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embeddings: bool = False) -> AnnData:
     """Embed a table that a reader gave; the table itself is returned, with more in it.
 
     Adds ``obsm["X_stofm"]`` (n_cells, 256) float32, ``obs["stofm_status"]``, ``uns["stofm"]`` and, on request,
-    ``obsm["X_stofm_cell"]``. Cells that express no gene of the vocabulary keep their row: NaN, and the reason as status.
+    ``obsm["X_stofm_cell"]``. Cells that cannot be embedded (no place, no counts, no gene of the vocabulary) keep their row: NaN,
+    and the reason as status. Sections told apart by `spec.section_key` are embedded one by one.
 
     Raises
     ------
     DataError
         If the table breaks the `Slice` contract, or no cell of it can be embedded.
     """
-    st_slice = slice_of(table, spec)
-    with located(f"slice {slice_name(spec)!r} ({spec.path})"):
-        result = embed_slice(st_slice, embedder)
-    table.obsm[X_STOFM] = result.cell_repr
+    cell_repr, cell_embeddings = (np.full((table.n_obs, EMBEDDING_DIM), np.nan, np.float32) for _ in range(2))
+    status = np.full(table.n_obs, OTHER_SECTION, dtype=object)
+    for one in sections_of(table, spec):
+        st_slice = slice_of(table, one)
+        with located(f"slice {slice_name(one)!r} ({spec.path})"):
+            result = embed_slice(st_slice, embedder)
+        rows = st_slice.source_rows
+        cell_repr[rows], cell_embeddings[rows] = result.cell_repr, result.cell_embeddings
+        status[rows] = np.where(result.is_embedded, EMBEDDED, NO_GENES)
+        for reason, dropped in st_slice.dropped_rows.items():
+            status[dropped] = reason
+    table.obsm[X_STOFM] = cell_repr
     if keep_cell_embeddings:
-        table.obsm[X_STOFM_CELL] = result.cell_embeddings
-    table.obs[STOFM_STATUS] = np.where(result.is_embedded, EMBEDDED, NO_GENES)
+        table.obsm[X_STOFM_CELL] = cell_embeddings
+    table.obs[STOFM_STATUS] = status
     table.uns[UNS_STOFM] = {
         "weights_sha256": embedder.model.weights_sha256,
         "vocabulary_sha256": embedder.vocab.sha256,
-        "gene_tables": load_gene_tables().release,
+        "gene_tables": embedder.tables.release,
         "scales": embedder.scales.model_dump_json(),
         "slice": spec.model_dump_json(exclude={"path"}),
         "um_per_unit": st_slice.source["um_per_unit"],
-        "n_embedded": int(result.is_embedded.sum()),
+        "n_embedded": int((status == EMBEDDED).sum()),
         "stofm_version": stofm.__version__,
     }
     return table
@@ -106,7 +117,7 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embe
 
 def embed_slice(st_slice: Slice, embedder: Embedder) -> SliceEmbedding:
     """Embed a slice: gene scale, virtual cells, sub-slices, SE(2) transformer; every cell comes back once, in its row."""
-    ids, _ = map_to_human(st_slice, load_gene_tables())
+    ids, _ = map_to_human(st_slice, embedder.tables)
     scale = extract_gene_scale(st_slice.counts, ids, st_slice.coords_um, embedder.vocab, embedder.scales.rank_value)
     if not len(scale.rows):
         raise DataError("no cell expresses a gene of the model's vocabulary; expected some. Use a model for these genes.")

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from corpus.build import embedded_shards
+from corpus.gene_ids import GENE_TABLES
 from corpus.shards import Shard, write_view
 from corpus.store import Corpus
 from corpus.view import View
@@ -91,6 +92,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
         trained_on = {**run, "vocabulary": corpus.vocab.sha256, "inputs": inputs}
         texts = {
             "gene_vocab.csv": corpus.vocab.to_csv(),
+            GENE_TABLES: corpus.gene_tables.to_json(),
             "scales.json": corpus.scales.model_dump_json(indent=1),
             "README.md": model_card(config, corpus),
         }

@@ -5,7 +5,7 @@ stofm.json              kind of folder
 model.json              format, sizes, sha256 of every other file, what it was trained on
 cell_encoder/           cell_bert/ and cell_proj.safetensors
 se2_transformer.safetensors
-gene_vocab.csv, scales.json, README.md     handed in by pretraining: vocabulary, scale settings, model card
+gene_vocab.csv, gene_tables.json, scales.json, README.md     handed in by pretraining: how a slice must be read, model card
 ```
 """
 

@@ -113,7 +113,7 @@ def test_a_finished_command_started_again_does_nothing(walked, verb):
     assert contents(folder) == before
 
 
-def test_a_cell_without_a_known_gene_keeps_its_row_and_says_why(walked, simulated_paths, tmp_path):
+def test_a_cell_without_counts_keeps_its_row_and_says_why(walked, simulated_paths, tmp_path):
     table = anndata.read_h5ad(simulated_paths[2])
     table.X = table.X.multiply(np.isin(np.arange(400), [3, 17], invert=True)[:, None]).tocsr()
     table.write_h5ad(tmp_path / "gaps.h5ad")
@@ -122,6 +122,6 @@ def test_a_cell_without_a_known_gene_keeps_its_row_and_says_why(walked, simulate
     back = anndata.read_h5ad(tmp_path / "predicted/gaps.h5ad")
     is_gap = np.isin(np.arange(400), [3, 17])
     np.testing.assert_array_equal(np.isnan(back.obsm["X_stofm"]), np.repeat(is_gap[:, None], 256, axis=1))
-    assert set(back.obs["stofm_status"][is_gap]) == {"no gene of the vocabulary"}
+    assert set(back.obs["stofm_status"][is_gap]) == {"no counts"}
     np.testing.assert_array_equal(back.obs["stofm_region"].isna(), is_gap)
     np.testing.assert_array_equal(back.obs["stofm_region_probability"].isna(), is_gap)

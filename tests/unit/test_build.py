@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from synth import corpus_config
 
 from corpus.build import CorpusConfig, ToleranceConfig, build_corpus
+from corpus.gene_vocab import GeneConfig
 from corpus.lock import only_builder
 from corpus.store import CORPUS_KIND, Corpus
 from stofm.durable import claim_folder, tree_sha256
-from stofm.errors import ConfigError, DataError, FormatError
+from stofm.errors import BadSlice, ConfigError, DataError, FormatError
 
 
 @pytest.fixture
@@ -123,14 +124,21 @@ def test_a_file_that_is_not_whole_is_made_again(tiny_corpus, simulated_paths, he
     assert path.read_bytes() == (tiny_corpus.folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["slices/slice_1/cells.zarr.zip", "gene_vocab.csv"])
+READS = {
+    "slices/slice_1/cells.zarr.zip": lambda corpus: corpus.gene_scale("slice_1"),
+    "gene_vocab.csv": lambda corpus: corpus.vocab,
+    "gene_tables.json": lambda corpus: corpus.gene_tables,
+}
+
+
+@pytest.mark.parametrize("name", READS)
 def test_a_corpus_with_a_changed_file_is_refused_when_the_file_is_read(tiny_corpus, tmp_path, name):
     shutil.copytree(tiny_corpus.folder, tmp_path / "copy")
     data = bytearray((tmp_path / "copy" / name).read_bytes())
     data[-9] ^= 1
     (tmp_path / "copy" / name).write_bytes(data)
     with pytest.raises(FormatError, match="Build the corpus again"):
-        Corpus(tmp_path / "copy").gene_scale("slice_1")
+        READS[name](Corpus(tmp_path / "copy"))
 
 
 def test_the_corpus_id_names_the_content(tiny_corpus, simulated_paths, here):
@@ -144,10 +152,18 @@ def config_of_foreign_genes(folder, simulated_paths, min_share_of_counts: float)
     table = anndata.read_h5ad(simulated_paths[0])
     table.var_names = [*table.var_names[:5], *(f"unknown_{number}" for number in range(55))]
     table.write_h5ad(folder / "foreign.h5ad")
-    return corpus_config([folder / "foreign.h5ad"], "corpus").model_copy(update={"min_share_of_counts": min_share_of_counts})
+    floors = {"genes": GeneConfig(min_genes=1, min_share_of_genes=0), "min_share_of_counts": min_share_of_counts}
+    return corpus_config([folder / "foreign.h5ad"], "corpus").model_copy(update=floors)
 
 
 TOO_FEW = r"slice 'foreign' \(.*\): [\d.]+% of its counts are on mapped genes \(unmapped: unknown_\d+.*expected at least 50.0%"
+
+
+def test_a_slice_with_too_few_mapped_genes_is_refused(here, simulated_paths):
+    config = config_of_foreign_genes(here, simulated_paths, 0.0).model_copy(update={"genes": GeneConfig()})
+    with pytest.raises(BadSlice, match=r"slice 'foreign': 5 of 60 genes with counts map to human genes .*expected at least 10, and 30%") as caught:
+        build_corpus(config)
+    assert caught.value.code == "VOCAB"
 
 
 def test_a_slice_with_too_few_counts_on_mapped_genes_is_refused(here, simulated_paths):

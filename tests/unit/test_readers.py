@@ -39,7 +39,8 @@ def test_a_whole_table_is_read_as_it_is(table, read):
     np.testing.assert_array_equal(st_slice.coords_um, table.obsm["spatial"])
     assert {name: values.tolist() for name, values in st_slice.labels.items()} == {
         "cell_type": table.obs["cell_type"].tolist(), "region": table.obs["region"].tolist(), "zone": table.obs["region"].tolist()}  # fmt: skip
-    assert st_slice.source == {"technology": "simulated", "tissue": "simulated", "donor": "d1", "um_per_unit": 1.0}
+    assert st_slice.source == {
+        "technology": "simulated", "tissue": "simulated", "donor": "d1", "um_per_unit": 1.0, "obs_unit": "cell", "counts_from": "X"}  # fmt: skip
 
 
 def test_the_name_is_the_stem_with_only_letters_that_files_and_keys_allow():
@@ -65,7 +66,7 @@ def test_a_flat_third_axis_is_dropped_and_one_with_height_is_refused(table, read
     table.obsm["spatial"] = flat
     np.testing.assert_array_equal(read(table).coords_um, flat[:, :2])
     table.obsm["spatial"] = flat + np.arange(N)[:, None]
-    with pytest.raises(DataError, match="has a varying z; expected one section per slice"):
+    with pytest.raises(DataError, match="have a varying z; expected one section per slice"):
         read(table)
 
 

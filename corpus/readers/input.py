@@ -1,0 +1,39 @@
+"""What can go wrong while files are read: the slice is bad, or the machine is."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stofm.errors import BadSlice, StofmError
+
+# Faults of disk, memory and network: the same file may read well later, so they are never laid on the slice.
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
+
+
+@contextmanager
+def reading(what: str, *, expected: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into `BadSlice` ``INPUT_UNREADABLE``; faults of the machine pass through."""
+    try:
+        yield
+    except (StofmError, MemoryError):
+        raise
+    except Exception as error:  # h5py, pandas, anndata's registry of encodings: they raise what they like, some of it from private modules
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise BadSlice("INPUT_UNREADABLE", f"not readable as {what} ({reason}); expected {expected}. {remedy}") from error
+
+
+def find_file(folder: Path, *patterns: str) -> Path:
+    """Return the file or folder that matches the first pattern with a match; `BadSlice` if there is none, or a choice."""
+    for pattern in patterns:
+        found = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(path.relative_to(folder)) for path in found[:5])
+            raise BadSlice("LAYOUT_AMBIGUOUS", f"found {len(found)} files like {pattern!r} ({names}); expected one. Give the folder of one of them.")
+    raise BadSlice("LAYOUT_UNKNOWN", f"found no file like {' or '.join(map(repr, patterns))}; expected one. Fetch the missing file.")
