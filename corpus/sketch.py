@@ -74,7 +74,8 @@ class SliceSketch:
     def probe_sets(self, is_kept: BoolArray) -> WordArray:
         """Return the hashes of the probes' sets on some of `genes`, sets of fewer than `MIN_GENES` left out."""
         ends = np.concatenate([[0], np.cumsum(self.probe_sizes, dtype=np.int64)])
-        return _sets_of(self.probe_genes, ends, np.where(is_kept, self.genes, np.uint64(0)))
+        probes = csr_matrix((np.ones(len(self.probe_genes), np.uint8), self.probe_genes, ends), (len(self.probe_sizes), len(self.genes)))
+        return cell_sets(probes, np.where(is_kept, self.genes, np.uint64(0)))
 
 
 def gene_words(gene_ids: StrArray) -> WordArray:
@@ -98,13 +99,9 @@ def cell_sets(counts: csr_matrix, words: WordArray) -> WordArray:
         One hash per cell with at least `MIN_GENES` genes, cells in their order. Equal sets have equal hashes, different
         ones different hashes but for a chance of 2^-64.
     """
-    return _sets_of(counts.indices, counts.indptr, words)
-
-
-def _sets_of(columns: IntArray, ends: IntArray, words: WordArray) -> WordArray:
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words[columns], dtype=np.uint64)])  # wraps around, on purpose
-    sizes = np.concatenate([[0], np.cumsum(words[columns] != 0)])
-    return (sums[ends[1:]] - sums[ends[:-1]])[sizes[ends[1:]] - sizes[ends[:-1]] >= MIN_GENES]
+    detected = csr_matrix((np.ones(len(counts.indices), np.uint64), counts.indices, counts.indptr), counts.shape)
+    hashes, sizes = (detected @ np.stack([words, (words != 0).astype(np.uint64)], axis=1)).T  # sums wrap around, on purpose
+    return hashes[sizes >= MIN_GENES]
 
 
 def twin_share(sets: WordArray) -> float:
