@@ -87,3 +87,10 @@ MOTIONS = {
     "shift": lambda coords: coords + np.array([123.4, -567.8]),
     "reflection": lambda coords: coords * np.array([-1.0, 1.0]),
 }
+
+
+def random_counts(seed: int, n_cells: int, n_genes: int) -> csr_matrix:
+    """Counts of a shallow panel, two in five detected; hardly two cells detect the same genes."""
+    rng = np.random.default_rng(seed)
+    rates = rng.gamma(1.0, 0.7, n_genes)
+    return csr_matrix(rng.poisson(rates, (n_cells, n_genes)).astype(np.float32))

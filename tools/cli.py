@@ -79,6 +79,29 @@ def build(
 
 
 @app.command()
+def seen(
+    path: Annotated[Path, typer.Argument(metavar="SLICE", help="AnnData .h5ad or SpatialData .zarr.", show_default=False)],
+    corpus: Annotated[Path, typer.Option(help="Folder of the corpus.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print verdict and evidence as JSON.")] = False,
+    counts_layer: CountsLayer = None,
+    species: SpeciesName = "auto",
+) -> None:
+    """Say whether a slice, or a copy of it, was in a corpus.
+
+    Copies are found whatever was done to them: turned, cropped, subsampled, reordered, renamed, normalised (zeros kept), with fewer genes.
+
+    The verdict is one of: seen (0.9 of its cells are in a slice of the corpus, or of that slice's cells in it); similar (some are, or
+    the profiles are nearly equal: for a person to review); not seen; cannot tell (too few cells or genes).
+
+    Exit code 0: the verdict was printed, whichever it is; programs read it from --json. Exit code 2: the slice or the corpus cannot be read.
+    """
+    from tools.seen import run_seen
+    from tools.specs import slice_specs
+
+    run_seen(slice_specs([path], counts_layer=counts_layer, species=species)[0], corpus, as_json=as_json)
+
+
+@app.command()
 def train(config: Config, overrides: Overrides = None) -> None:
     """Pretrain a model on a corpus; started again, it goes on where it stopped.
 

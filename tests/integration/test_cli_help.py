@@ -24,6 +24,7 @@ VERBS = {
     "demo": "--seed",
     "check": "--um-per-unit",
     "build": "key=value",
+    "seen": "--corpus",
     "train": "torchrun",
     "embed": "--model",
     "segment": "predict",
