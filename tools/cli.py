@@ -68,13 +68,14 @@ def check(
 def build(
     config: Config,
     overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built, its size and the minutes; build nothing.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file of the corpus again; make anew what changed.")] = False,
     accept_new: Annotated[bool, typer.Option("--accept-new", help="Take in slices whose files changed since the corpus was finished.")] = False,
 ) -> None:
     """Build a corpus from slices; exit code 3: it is finished, but slices were set aside."""
     from tools.build import run_build
 
-    if run_build(config, overrides or [], verify=verify, accept_new=accept_new):
+    if run_build(config, overrides or [], dry_run=dry_run, verify=verify, accept_new=accept_new):
         raise typer.Exit(3)
 
 

@@ -109,12 +109,16 @@ def test_of_several_slices_build_keeps_the_good_ones_and_says_which_it_set_aside
     config = write_yaml(tmp_path / "config.yaml", {"out": str(tmp_path / "corpus"), "slices": slices})
     outcome = stofm("build", config)
     assert outcome.code == 3
-    assert f"set aside: slice 'bad' ({tmp_path / 'bad.h5ad'})" in outcome.stdout
+    assert f"bad: set aside, 30 cells: slice 'bad' ({tmp_path / 'bad.h5ad'})" in outcome.stdout
+    assert "slices: 2 = 1 kept + 0 left out + 1 set aside" in outcome.stdout
+    assert "cells: 60 = 30 kept + 30 quarantined: NO_COORDS" in outcome.stdout
     kept = contents(tmp_path / "corpus")
-    assert {"slices/good.zarr.zip", "quarantine/bad.json", "manifest.json"} <= set(kept)
-    good_table().write_h5ad(tmp_path / "bad.h5ad")
-    assert stofm("build", config).code == 0
-    assert contents(tmp_path / "corpus")["slices/good.zarr.zip"] == kept["slices/good.zarr.zip"]
+    assert {"slices/good/cells.zarr.zip", "quarantine/bad.json", "manifest.json"} <= set(kept)
+    good_table()[::2].copy().write_h5ad(tmp_path / "bad.h5ad")
+    outcome = stofm("build", config)
+    assert outcome.code == 0
+    assert "bad: left out, 15 cells: same cells as good (DUPLICATE)" in outcome.stdout
+    assert contents(tmp_path / "corpus")["slices/good/cells.zarr.zip"] == kept["slices/good/cells.zarr.zip"]
 
 
 def test_the_screen_of_a_process_of_its_own_shows_nothing_of_libraries(tmp_path, simulated_paths, tiny_run):

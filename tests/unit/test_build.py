@@ -37,7 +37,7 @@ def test_a_slice_that_changed_since_is_named(here, simulated_paths):
     mine = [shutil.copy(path, here) for path in simulated_paths]
     build_corpus(corpus_config(mine, "corpus"))
     shutil.copy(simulated_paths[0], mine[1])
-    with pytest.raises(DataError, match="slice 'slice_1': its file changed since corpus corpus was built"):
+    with pytest.raises(DataError, match="slice 'slice_1': its file changed, came or went since corpus corpus was built"):
         build_corpus(corpus_config(mine, "corpus"))
 
 
@@ -47,7 +47,8 @@ def test_a_slice_that_changed_since_is_taken_in_when_that_is_asked_for(here, sim
     shutil.copy(simulated_paths[0], mine[1])
     corpus = build_corpus(corpus_config(mine, "corpus"), accept_new=True)
     assert corpus.corpus_id != first
-    assert corpus.truth("slice_1").coords_um.tolist() == corpus.truth("slice_0").coords_um.tolist()
+    assert corpus.slice_ids == ["slice_0", "slice_2"]
+    assert [(one["slice_id"], one["code"]) for one in corpus.manifest["left_out"]] == [("slice_1", "DUPLICATE")]
 
 
 def test_too_many_slices_set_aside_are_all_reported_and_the_build_goes_on_once_they_are_mended(here, simulated_paths):
@@ -99,7 +100,7 @@ def test_a_slice_that_changed_during_an_unfinished_build_is_read_again(here, sim
         build_corpus(corpus_config(mine, "corpus").model_copy(update={"tolerance": ToleranceConfig(strict=True)}))
     shutil.copy(simulated_paths[2], mine[2])
     shutil.copy(simulated_paths[2], mine[0])
-    corpus = build_corpus(corpus_config(mine, "corpus"))
+    corpus = build_corpus(corpus_config(mine, "corpus").model_copy(update={"duplicates": "keep"}))
     assert corpus.truth("slice_0").coords_um.tolist() == corpus.truth("slice_2").coords_um.tolist()
 
 
@@ -111,17 +112,22 @@ def test_a_second_builder_is_refused_with_the_name_of_the_first(here, simulated_
     build_corpus(config)
 
 
-@pytest.mark.parametrize("name", ["slices/slice_1/cells.zarr.zip", "views/tokens/slice_1-00000.tar", "views/tokens/index.parquet", "gene_vocab.csv"])
+FILES = ["slices/slice_1/cells.zarr.zip", "sketches/slice_1.safetensors", "gene_tables.json", "gene_vocab.csv", "slices/slice_1/tokens-*.zarr.zip",
+         "views/tokens/index.parquet", "views/tokens/shard-*.tar"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("fault", ["gone", "cut", "flipped"])
 def test_a_file_that_is_not_whole_is_made_again(tiny_corpus, simulated_paths, here, name, fault):
     config = CorpusConfig(**{**tiny_corpus.manifest["config"], "out": "corpus"})
     shutil.copytree(tiny_corpus.folder, here / "corpus")
-    path, data = here / "corpus" / name, bytearray((tiny_corpus.folder / name).read_bytes())
+    [original] = tiny_corpus.folder.glob(name)
+    path, data = here / "corpus" / original.relative_to(tiny_corpus.folder), bytearray(original.read_bytes())
     data[-9] ^= 1
     path.unlink() if fault == "gone" else path.write_bytes(data[:-1] if fault == "cut" else data)
     corpus = build_corpus(config, verify=fault == "flipped")
     assert corpus.corpus_id == tiny_corpus.corpus_id
-    assert path.read_bytes() == (tiny_corpus.folder / name).read_bytes()
+    assert path.read_bytes() == original.read_bytes()
 
 
 READS = {
