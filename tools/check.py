@@ -1,47 +1,84 @@
-"""`stofm check`: what a slice holds, and whether it can be used as it is."""
+"""`stofm check`: prints what `corpus.findings` finds, for people or for programs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-import numpy as np
+from rich.markup import escape
+from rich.table import Table
 
-from corpus.gene_ids import load_gene_tables, map_to_human
-from corpus.readers import read_slice, slice_name
-from corpus.slice import Slice, SliceSpec, nearest_spacing
-from stofm.errors import DataError, located
-from tools.console import say, show_error
+from corpus.findings import Finding, Genes, inspect_slice, worst
+from corpus.gene_ids import GENE_TABLES, load_gene_tables, read_gene_tables
+from corpus.gene_vocab import read_gene_vocab
+from corpus.readers import slice_name
+from corpus.slice import SliceSpec
+from corpus.store import Corpus
+from stofm.durable import require_folder
+from stofm.errors import ConfigError, DataError
+from tools.console import console, say, show_error
+
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+WORDS = {"ok": "can be used", "warn": "can be used, with warnings", "fail": "cannot be used as it is"}
 
 
-def run_check(specs: Sequence[SliceSpec]) -> None:
+def run_check(specs: Sequence[SliceSpec], *, model: Path | None = None, corpus: Path | None = None, as_json: bool = False) -> None:
     """Check slices one by one; `DataError` at the end if any of them cannot be used."""
-    n_bad = 0
+    genes = _genes(model, corpus)
+    results: dict[str, list[Finding]] = {}
     for spec in specs:
-        try:
-            _describe(read_slice(spec), spec)
-        except DataError as error:
-            if len(specs) == 1:
-                raise
-            show_error(error)
-            n_bad += 1
-    if n_bad:
-        raise DataError(f"{n_bad} of {len(specs)} slices cannot be used as they are; expected all. See the line of each above.")
+        name = slice_name(spec)
+        if as_json:
+            results[name] = inspect_slice(spec, genes)
+        else:
+            with console.status(f"{name}: looking"):
+                results[name] = inspect_slice(spec, genes)
+            _show(name, results[name])
+    if as_json:
+        print(json.dumps({"slices": [_as_dict(spec, results[slice_name(spec)]) for spec in specs]}, indent=1))
+    refusals = [_refusal(spec, fault) for spec in specs if (fault := _first_fault(results[slice_name(spec)]))]
+    if len(specs) == len(refusals) == 1:
+        raise refusals[0]
+    for refusal in refusals:
+        show_error(refusal)
+    if refusals:
+        raise DataError(f"{len(refusals)} of {len(specs)} slices cannot be used as they are; expected all. See the line of each above.")
 
 
-def _describe(st_slice: Slice, spec: SliceSpec) -> None:
-    with located(f"slice {slice_name(spec)!r} ({spec.path})"):
-        _, audit = map_to_human(st_slice, load_gene_tables())
-    depth = np.asarray(st_slice.counts.sum(axis=1)).ravel()
-    n_shared = st_slice.n_cells - len(np.unique(st_slice.coords_um, axis=0))
-    source, unmapped = st_slice.source, ", ".join(audit.unmapped_examples[:5])
-    say(f"{st_slice.slice_id}: usable")
-    say(f"  {st_slice.n_cells} cells, {st_slice.counts.shape[1]} genes, median {np.median(depth):g} molecules a cell, {(depth == 0).sum()} empty")
-    say(f"  {st_slice.species}; technology: {source['technology']}; {source['um_per_unit']:g} um per stored unit")
-    say(f"  nearest cells {nearest_spacing(st_slice.coords_um):.3g} um apart (median); {n_shared} cells share a place with another")
-    say(f"  {audit.n_mapped} of {audit.n_genes} genes map to human genes ({audit.n_merged} merged), {audit.share_of_counts_mapped:.1%} of counts")
-    if unmapped:
-        say(f"  unmapped genes with most counts: {unmapped}")
-    for name, labels in st_slice.labels.items():
-        classes = np.unique(labels[labels != ""])
-        examples = ", ".join(classes[:8]) + (" ..." if len(classes) > 8 else "")
-        say(f"  {name}: {len(classes)} classes ({examples}); {(labels == '').sum()} cells without")
+def _first_fault(findings: Sequence[Finding]) -> Finding | None:
+    return next((one for one in findings if one.verdict == "fail"), None)
+
+
+def _refusal(spec: SliceSpec, fault: Finding) -> DataError:
+    return DataError(f"slice {slice_name(spec)!r} ({spec.path}): {fault.found}. {fault.fix[:1].upper()}{fault.fix[1:]}.")
+
+
+def _genes(model: Path | None, corpus: Path | None) -> Genes:
+    """The genes of a model, of a corpus, or all human ones."""
+    if model is not None and corpus is not None:
+        raise ConfigError("options: found --model and --corpus; expected one of them. Leave one out.")
+    if corpus is not None:
+        opened = Corpus(corpus)
+        return Genes(opened.gene_tables, opened.vocab)
+    if model is None:
+        return Genes(load_gene_tables())
+    require_folder(model, "stofm-model/1", made_by="stofm train CONFIG")
+    tables = read_gene_tables(model / GENE_TABLES) if (model / GENE_TABLES).is_file() else load_gene_tables()
+    return Genes(tables, read_gene_vocab(model / "gene_vocab.csv"))
+
+
+def _show(name: str, findings: Sequence[Finding]) -> None:
+    say(f"{name}: {WORDS[worst(findings)]}")
+    lines = Table.grid(padding=(0, 2))
+    for style in (None, "bold", None):
+        lines.add_column(style=style, overflow="fold")
+    for one in findings:
+        remedy = f"\n-> {one.fix}" if one.fix else ""
+        lines.add_row(f"  [{STYLES[one.verdict]}]{one.verdict}[/]", one.subject, escape(one.found + remedy))
+    console.print(lines, soft_wrap=False)
+
+
+def _as_dict(spec: SliceSpec, findings: Sequence[Finding]) -> dict[str, object]:
+    return {"slice_id": slice_name(spec), "path": spec.path, "verdict": worst(findings), "findings": [asdict(one) for one in findings]}

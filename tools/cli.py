@@ -56,12 +56,16 @@ def check(
     spatial_key: SpatialKey = "spatial",
     counts_layer: CountsLayer = None,
     species: SpeciesName = "auto",
+    model: Annotated[Optional[Path], typer.Option(help="Check against the genes of this model.")] = None,  # noqa: UP045
+    corpus: Annotated[Optional[Path], typer.Option(help="Check against the genes of this corpus.")] = None,  # noqa: UP045
+    json: Annotated[bool, typer.Option("--json", help="One JSON document for programs.")] = False,
 ) -> None:
-    """Say of each slice whether it can be used, what was found in it, and what to do if it cannot."""
+    """Say of each slice what was found in it, whether it can be used, and what to do if it cannot."""
     from tools.check import run_check
     from tools.specs import slice_specs
 
-    run_check(slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species))
+    specs = slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species)
+    run_check(specs, model=model, corpus=corpus, as_json=json)
 
 
 @app.command()

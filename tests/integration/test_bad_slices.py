@@ -99,7 +99,7 @@ def test_of_several_slices_check_names_every_bad_one_and_counts_them(tmp_path):
     assert "slice 'one'" in first
     assert "slice 'two'" in second
     assert "2 of 3 slices" in count
-    assert "good: usable" in outcome.stdout
+    assert "good: can be used" in outcome.stdout
 
 
 def test_of_several_slices_build_keeps_the_good_ones_and_says_which_it_set_aside(tmp_path):
