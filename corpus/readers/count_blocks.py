@@ -12,7 +12,7 @@ from corpus.readers.input import reading
 from corpus.slice import BoolArray, IntArray, require_counts
 from stofm.errors import BadSlice
 
-ENTRIES_PER_BLOCK = 2**24
+ENTRIES_PER_BLOCK, ROWS_PER_BLOCK = 2**24, 2**16  # of dense matrices, of sparse ones
 LARGEST = 2**24  # whole numbers up to here are exact as float32
 
 Entries = tuple[np.ndarray, IntArray, IntArray]  # values and columns of some rows, and how many each row has
@@ -64,7 +64,7 @@ def _blocks(matrix: Any, is_read: BoolArray) -> Iterator[Entries]:
     n_rows, n_genes = matrix.shape
     is_dense = _format(matrix) == "dense"
     values, columns, indptr = (matrix, np.zeros(0, np.int32), np.zeros(0, np.int64)) if is_dense else _parts(matrix)
-    step = max(1, ENTRIES_PER_BLOCK // n_genes) if is_dense else 2**16
+    step = max(1, ENTRIES_PER_BLOCK // n_genes) if is_dense else ROWS_PER_BLOCK
     for start in range(0, n_rows, step):
         here = is_read[start : start + step]
         if not here.any():

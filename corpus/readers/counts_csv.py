@@ -37,7 +37,10 @@ def read_counts_csv(path: Path, *, keys: Sequence[str] = (), sep: str = ",") -> 
     dtypes = {column: str if column in key_columns else np.float32 for column in range(len(header))}
     blocks, key_blocks = [], []
     n_rows = max(1, ENTRIES_PER_BLOCK // len(header))
-    for block in pd.read_csv(path, sep=sep, header=None, skiprows=1, names=range(len(header)), index_col=False, dtype=dtypes, chunksize=n_rows):
+    blocks_of_file = pd.read_csv(  # "NA" is a name, and an empty entry no count
+        path, sep=sep, header=None, skiprows=1, names=range(len(header)), index_col=False, dtype=dtypes, na_filter=False, chunksize=n_rows
+    )
+    for block in blocks_of_file:
         key_blocks.append(block[key_columns])
         blocks.append(csr_matrix(block.drop(columns=key_columns).to_numpy(np.float32)))
     names = np.array([name for column, name in enumerate(header) if column not in key_columns], dtype=str)

@@ -78,7 +78,9 @@ def _read_gem(path: Path, spec: SliceSpec) -> AnnData:
     count = next((name for name in ("MIDCount", "MIDCounts", "UMICount") if name in found), "MIDCount")
     gene = "geneName" if "geneName" in found else "geneID"
     columns: dict[str, Any] = {gene: "category", "x": np.int32, "y": np.int32, count: np.uint32, **({cell: np.int64} if cell else {})}
-    points = pd.read_csv(path, sep="\t", comment="#", usecols=list(columns), dtype=columns).rename(columns={gene: "gene", count: "count"})
+    points = pd.read_csv(path, sep="\t", comment="#", usecols=list(columns), dtype=columns, na_filter=False).rename(
+        columns={gene: "gene", count: "count"}
+    )
     if cell is None or spec.bin_size is not None:
         return _bins(points, spec)
     points = points[points[cell] > 0]  # 0 is what lies in no cell

@@ -146,8 +146,10 @@ def _require_no_bins(uns: Any, spec: SliceSpec) -> None:
 def _controls(names: StrArray, ensembl_ids: StrArray) -> BoolArray:
     """Tell which features are controls; `BadSlice` if one has the id of a gene, for then the name or the id is wrong."""
     is_control = is_control_name(names)
-    if (clash := np.flatnonzero(is_control & (ensembl_ids != ""))).size:
-        raise BadSlice("CONTROL_IS_GENE", f"feature {names[clash[0]]!r} is named like a control and has the id {ensembl_ids[clash[0]]}; "
+    clashes = np.flatnonzero(is_control & (ensembl_ids != ""))
+    if len(clashes):
+        name, ensembl_id = str(names[clashes[0]]), ensembl_ids[clashes[0]]
+        raise BadSlice("CONTROL_IS_GENE", f"feature {name!r} is named like a control and has the id {ensembl_id}; "
                        "expected one or the other. Correct its name or id.")  # fmt: skip
     return is_control
 
