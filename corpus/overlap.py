@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from corpus.sketch import SliceSketch, WordArray
+from corpus.sketch import SliceSketch, WordArray, find_sorted
 from corpus.slice import FloatArray
 
 Finding = Literal["copy", "overlap", "distinct", "unclear"]
@@ -103,7 +103,6 @@ def _aligned(sketches: Sequence[SliceSketch], genes: WordArray) -> tuple[FloatAr
     """Profiles on sorted `genes`, and 1 where the slice measured the gene; both (n_sketches, n_genes)."""
     values, has = np.zeros((2, len(sketches), len(genes)))
     for row, sketch in enumerate(sketches):
-        columns = np.searchsorted(genes, sketch.genes)
-        found = (columns < len(genes)) & (genes[np.minimum(columns, len(genes) - 1)] == sketch.genes)
+        columns, found = find_sorted(sketch.genes, genes)
         values[row, columns[found]], has[row, columns[found]] = sketch.log_profile[found], 1.0
     return values, has
