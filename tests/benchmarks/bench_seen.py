@@ -35,7 +35,7 @@ Truths = dict[str, SliceTruth]
 SIBLINGS = [("dlpfc_151673", "dlpfc_151674"), ("merfish_mpoa_bp021", "merfish_mpoa_bp026"), ("starmap_mpfc_BZ5", "starmap_mpfc_BZ9"),
             ("xenium_breast_rep1_pikachu", "xenium_breast_rep1_squirtle")]  # fmt: skip
 ONE_SECTION = {"xenium_breast_pair", "xenium_breast_rep1_squirtle"}  # crops of one Xenium section that overlap
-N_SLICES, N_ROUNDS, N_DECOY_CELLS = 2000, 3, 1000
+N_SLICES, N_ROUNDS, N_DECOY_CELLS = 2000, 3, 500
 ASKED = ["osmfish_ssctx", "xenium_breast_pair", "dlpfc_151673"]
 
 
