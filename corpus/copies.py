@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from corpus.overlap import COPY, MAX_CHANCE, MIN_SETS, Finding, judge, looks_requantified, overlap_of_sets, profile_correlations, shares_enough_genes
-from corpus.sketch import SliceSketch, WordArray, cell_sets, gene_words, read_sketch, sketch_path, sketch_slice, twin_share
+from corpus.sketch import SliceSketch, WordArray, cell_sets, find_sorted, gene_words, read_sketch, sketch_path, sketch_slice, twin_share
 from corpus.slice import BoolArray, FloatArray, StrArray
 from corpus.store import Corpus
 from corpus.truth import SliceTruth
@@ -19,10 +19,10 @@ Verdict = Literal["seen", "similar", "cannot tell", "not seen"]
 STRENGTH: tuple[Verdict, ...] = ("seen", "similar", "cannot tell", "not seen")
 VERDICT_OF: dict[Finding, Verdict] = {"copy": "seen", "overlap": "similar", "unclear": "cannot tell", "distinct": "not seen"}
 
-N_SAMPLE, MAX_SAMPLE_ENTRIES = 16384, 2**20  # cells of the slice that propose, and detections in them; all of them decide
+N_SAMPLE, MAX_SAMPLE_ENTRIES = 8192, 2**20  # cells of the slice that propose, and detections in them; all of them decide
 N_MOST_ALIKE = 3  # slices that are looked at for their profile alone
 MAX_CANDIDATES = 20
-PROFILE_FLOOR = 0.6  # a tenth of a real slice, cropped, correlates at 0.75 and more with the whole
+UNLIKE = 0.3  # below this correlation of profiles no copy is; a tenth of a real slice, cropped, is at 0.75 and more with the whole
 SUSPECT = 0.9  # where sets cannot tell, a slice is suspect from this correlation on
 
 
@@ -80,7 +80,7 @@ def find_copies(counts: csr_matrix, human_ids: StrArray, sketches: Sequence[Slic
         Gives the truth of a slice; called for at most `MAX_CANDIDATES` of them.
     """
     query = sketch_slice("", counts, human_ids)
-    correlations = profile_correlations([query], sketches)[0]
+    correlations = profile_correlations([query], sketches)[0][0]
     matches = [
         compare(counts, human_ids, read_truth(sketches[number].slice_id), correlation=float(correlations[number]))
         for number in _candidates(counts, query, sketches, correlations)
@@ -126,27 +126,30 @@ def _candidates(counts: csr_matrix, query: SliceSketch, sketches: Sequence[Slice
     n_sample = min(N_SAMPLE, max(1, MAX_SAMPLE_ENTRIES * counts.shape[0] // max(counts.nnz, 1)))
     sample = counts[np.random.default_rng(0).permutation(counts.shape[0])[:n_sample]]
     sets_on: dict[bytes, WordArray] = {}  # by genes: slices of one panel share them
-    promise = np.zeros(len(sketches))
-    is_possible = np.zeros(len(sketches), bool)
-    for number, sketch in enumerate(sketches):
-        is_shared = np.isin(query.genes, sketch.genes)
-        is_possible[number] = shares_enough_genes(query, sketch, int(is_shared.sum()))
-        if not is_possible[number]:
+    order = np.argsort(query.genes)
+    shares = np.full(len(sketches), -1.0)  # below 0: no copy is possible
+    for number in np.flatnonzero(correlations >= UNLIKE).tolist():
+        sketch = sketches[number]
+        place, is_shared = find_sorted(sketch.genes, query.genes[order])
+        if not shares_enough_genes(query, sketch, int(is_shared.sum())):
             continue
-        key = is_shared.tobytes()
+        words = np.zeros_like(query.genes)
+        words[order[place[is_shared]]] = sketch.genes[is_shared]
+        key = (words != 0).tobytes()
         if key not in sets_on:
-            sets_on[key] = np.unique(cell_sets(sample, np.where(is_shared, query.genes, np.uint64(0))))
-        promise[number] = _share_in_common(sets_on[key], sketch, np.isin(sketch.genes, query.genes))
-    alike = np.argsort(np.where(is_possible, -correlations, 0.0), kind="stable")[:N_MOST_ALIKE]
-    promise[alike[is_possible[alike] & (correlations[alike] >= PROFILE_FLOOR)]] += 1e-9
-    best = np.argsort(-promise, kind="stable")[:MAX_CANDIDATES]
-    return best[promise[best] > 0].tolist()
+            sets_on[key] = np.sort(cell_sets(sample, words))
+        shares[number] = _share_in_common(sets_on[key], sketch, is_shared)
+    alike = np.lexsort((-correlations, shares < 0))[:N_MOST_ALIKE]
+    is_worth = shares > 0
+    is_worth[alike] = shares[alike] >= 0
+    return [int(number) for number in np.lexsort((-correlations, -shares))[:MAX_CANDIDATES] if is_worth[number]]
 
 
 def _share_in_common(sets: WordArray, sketch: SliceSketch, is_shared: BoolArray) -> float:
-    """Estimate the overlap both ways: the query's sets among the sketch's hashes, the sketch's probes among the query's sets."""
-    sampled, probes = sets[sets <= sketch.limit], sketch.probe_sets(is_shared)
-    return max(float(np.isin(part, whole).mean()) if len(part) else 0.0 for part, whole in ((sampled, sketch.hashes), (probes, sets)))
+    """Estimate the overlap both ways: the query's sorted sets among the sketch's hashes, the sketch's probes among the query's sets."""
+    sampled, probes = sets[: np.searchsorted(sets, sketch.limit, side="right")], sketch.probe_sets(is_shared)
+    found = (find_sorted(sampled, sketch.hashes)[1], find_sorted(probes, sets)[1])
+    return max(float(is_found.sum() / (len(is_found) + 5)) for is_found in found)  # a few hits among a few say little
 
 
 def corpus_sketches(corpus: Corpus) -> list[SliceSketch]:

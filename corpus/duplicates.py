@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -108,7 +109,10 @@ def find_duplicates(facts: Sequence[SliceFacts], sketches: Sequence[SliceSketch]
     order = sorted(range(len(facts)), key=lambda i: (not facts[i].is_raw, -sketches[i].n_cells, -len(sketches[i].genes), facts[i].slice_id))
     facts, sketches = [facts[i] for i in order], [sketches[i] for i in order]  # from here on, the better copy first
     links = [*_equal(facts), *_same_cells(sketches), *_alike_profiles(sketches)]
-    dropped = _dropped(links, len(facts))
+    links_of: dict[int, list[_Link]] = defaultdict(list)
+    for link in links:
+        links_of[link.copy].append(link)
+    dropped = _dropped(links_of)
     if dropped and policy == "refuse":
         first = dropped[min(dropped)]
         raise DataError(
@@ -119,13 +123,13 @@ def find_duplicates(facts: Sequence[SliceFacts], sketches: Sequence[SliceSketch]
     rows = []
     for number, group in enumerate(_groups(links, names)):
         for member in group:
-            link = dropped.get(member) or next((link for link in links if link.copy == member and link.of not in dropped), None)
             is_kept = policy == "keep" or member not in dropped
-            if link is None:
+            found = dropped.get(member) or next((link for link in links_of[member] if link.of not in dropped), None)
+            if found is None:
                 rows.append(DuplicateRow(number, names[member], is_kept, "kept", "", 1.0))
             else:
-                reason = link.reason if link.is_review or member in dropped else REVIEW + link.reason
-                rows.append(DuplicateRow(number, names[member], is_kept, reason, names[link.of], round(link.score, 6)))
+                reason = found.reason if found.is_review or member in dropped else REVIEW + found.reason
+                rows.append(DuplicateRow(number, names[member], is_kept, reason, names[found.of], round(found.score, 6)))
     return rows
 
 
@@ -162,15 +166,14 @@ def _same_cells(sketches: Sequence[SliceSketch]) -> Iterator[_Link]:
 
 def _alike_profiles(sketches: Sequence[SliceSketch]) -> Iterator[_Link]:
     """Link slices whose profiles are nearly equal: copies on fewer genes, found by probes; and pairs of one panel, to be looked at."""
-    correlations = profile_correlations(sketches, sketches)
-    for first, second in zip(*np.nonzero(np.triu(correlations >= MIN_CORRELATION, k=1)), strict=True):
-        a, b = sketches[first], sketches[second]
-        n_shared = len(np.intersect1d(a.genes, b.genes, assume_unique=True))
-        if looks_requantified((len(a.genes), len(b.genes)), n_shared, (a.n_cells, b.n_cells), correlations[first, second]):
-            yield _Link(int(second), int(first), REVIEW + "alike profile", float(correlations[first, second]))
+    correlations, n_shared = profile_correlations(sketches, sketches)
+    for first, second in zip(*(place.tolist() for place in np.nonzero(np.triu(correlations >= MIN_CORRELATION, k=1))), strict=True):
+        a, b, n_both, correlation = sketches[first], sketches[second], int(n_shared[first, second]), float(correlations[first, second])
+        if looks_requantified((len(a.genes), len(b.genes)), n_both, (a.n_cells, b.n_cells), correlation):
+            yield _Link(second, first, REVIEW + "alike profile", correlation)
         for few, many in ((second, first), (first, second)):
-            if n_shared == len(sketches[few].genes) < len(sketches[many].genes):
-                yield from _fewer_genes(sketches, int(few), int(many))
+            if n_both == len(sketches[few].genes) < len(sketches[many].genes):
+                yield from _fewer_genes(sketches, few, many)
 
 
 def _fewer_genes(sketches: Sequence[SliceSketch], few: int, many: int) -> Iterator[_Link]:
@@ -178,7 +181,7 @@ def _fewer_genes(sketches: Sequence[SliceSketch], few: int, many: int) -> Iterat
     copy, of = sketches[few], sketches[many]
     probes = np.unique(of.probe_sets(np.isin(of.genes, copy.genes)))
     probes = probes[probes <= copy.limit]
-    n_found = int(np.isin(probes, copy.hashes).sum())
+    n_found = len(np.intersect1d(probes, copy.hashes, assume_unique=True))
     finding = judge(n_found, len(probes), copy.twin_share)
     if finding == "copy":
         yield _Link(few, many, "same cells, fewer genes", n_found / len(probes))
@@ -186,11 +189,11 @@ def _fewer_genes(sketches: Sequence[SliceSketch], few: int, many: int) -> Iterat
         yield _Link(few, many, REVIEW + "some of the same cells", n_found / len(probes))
 
 
-def _dropped(links: Sequence[_Link], n_slices: int) -> dict[int, _Link]:
+def _dropped(links_of: Mapping[int, Sequence[_Link]]) -> dict[int, _Link]:
     """Choose the slices that go, each with the link to a kept slice that holds its cells; better copies come first."""
     dropped: dict[int, _Link] = {}
-    for member in range(n_slices):
-        held = (link for link in links if link.copy == member and link.of < member and link.of not in dropped and not link.is_review)
+    for member in sorted(links_of):
+        held = (link for link in links_of[member] if link.of < member and link.of not in dropped and not link.is_review)
         if (link := next(held, None)) is not None:
             dropped[member] = link
     return dropped

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from corpus.sketch import SliceSketch, WordArray
-from corpus.slice import FloatArray
+from corpus.sketch import SliceSketch, WordArray, find_sorted
+from corpus.slice import FloatArray, IntArray
 
 Finding = Literal["copy", "overlap", "distinct", "unclear"]
 
@@ -76,18 +76,19 @@ def shares_enough_genes(first: SliceSketch, second: SliceSketch, n_shared: int) 
     return n_shared >= min(200, 0.5 * min(len(first.genes), len(second.genes)))
 
 
-def profile_correlations(firsts: Sequence[SliceSketch], seconds: Sequence[SliceSketch]) -> FloatArray:
+def profile_correlations(firsts: Sequence[SliceSketch], seconds: Sequence[SliceSketch]) -> tuple[FloatArray, IntArray]:
     """Correlate the log-profiles of slices over the genes that both measured.
 
     Returns
     -------
     (n_firsts, n_seconds) float64
         Pearson's r; 0 where it is not defined.
+    (n_firsts, n_seconds) int64
+        Genes that both measured.
     """
     genes = np.intersect1d(np.concatenate([one.genes for one in firsts]), np.concatenate([one.genes for one in seconds]))
-    shape = (len(firsts), len(seconds))
-    n, sum_a, sum_b, sum_aa, sum_bb, sum_ab = np.zeros((6, *shape))
-    for block in np.split(genes, range(2000, len(genes), 2000)) if len(genes) else []:  # bounded memory
+    n, sum_a, sum_b, sum_aa, sum_bb, sum_ab = np.zeros((6, len(firsts), len(seconds)))
+    for block in np.split(genes, range(2000, len(genes), 2000)):  # bounded memory
         (a, has_a), (b, has_b) = (_aligned(side, block) for side in (firsts, seconds))
         n += has_a @ has_b.T
         sum_a += a @ has_b.T
@@ -96,14 +97,13 @@ def profile_correlations(firsts: Sequence[SliceSketch], seconds: Sequence[SliceS
         sum_bb += has_a @ (b**2).T
         sum_ab += a @ b.T
     spread = (n * sum_aa - sum_a**2) * (n * sum_bb - sum_b**2)
-    return np.where(spread > 0, (n * sum_ab - sum_a * sum_b) / np.sqrt(np.where(spread > 0, spread, 1.0)), 0.0)
+    return np.where(spread > 0, (n * sum_ab - sum_a * sum_b) / np.sqrt(np.where(spread > 0, spread, 1.0)), 0.0), n.astype(np.int64)
 
 
 def _aligned(sketches: Sequence[SliceSketch], genes: WordArray) -> tuple[FloatArray, FloatArray]:
     """Profiles on sorted `genes`, and 1 where the slice measured the gene; both (n_sketches, n_genes)."""
     values, has = np.zeros((2, len(sketches), len(genes)))
     for row, sketch in enumerate(sketches):
-        columns = np.searchsorted(genes, sketch.genes)
-        found = (columns < len(genes)) & (genes[np.minimum(columns, len(genes) - 1)] == sketch.genes)
+        columns, found = find_sorted(sketch.genes, genes)
         values[row, columns[found]], has[row, columns[found]] = sketch.log_profile[found], 1.0
     return values, has

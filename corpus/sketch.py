@@ -104,6 +104,14 @@ def cell_sets(counts: csr_matrix, words: WordArray) -> WordArray:
     return hashes[sizes >= MIN_GENES]
 
 
+def find_sorted(values: WordArray, table: WordArray) -> tuple[IntArray, BoolArray]:
+    """Return the place of each value in a sorted table, and whether it is there (many times faster than `numpy.isin`)."""
+    place = np.searchsorted(table, values)
+    is_there = place < len(table)
+    is_there[is_there] = table[place[is_there]] == values[is_there]
+    return place, is_there
+
+
 def twin_share(sets: WordArray) -> float:
     """Return the share of cells whose set another cell has too: in a sibling section, about so many would look like copies."""
     _, n = np.unique(sets, return_counts=True)

@@ -95,11 +95,13 @@ def test_profiles_are_correlated_over_the_genes_that_both_measured():
     counts = random_counts(4, 300, 40)
     sketches = [sketch_slice("all", counts, GENES), sketch_slice("some", counts[:, 5:30], GENES[5:30])]
     a, b = sketches[0].log_profile[5:30], sketches[1].log_profile
-    found = profile_correlations(sketches[:1], sketches)
-    np.testing.assert_allclose(found, [[1.0, np.corrcoef(a, b)[0, 1]]], rtol=1e-9)
+    correlations, n_shared = profile_correlations(sketches[:1], sketches)
+    np.testing.assert_allclose(correlations, [[1.0, np.corrcoef(a, b)[0, 1]]], rtol=1e-9)
+    assert n_shared.tolist() == [[40, 25]]
 
 
 def test_slices_without_a_common_gene_have_no_correlation():
     counts = random_counts(4, 300, 40)
     one, other = sketch_slice("one", counts[:, :20], GENES[:20]), sketch_slice("other", counts[:, 20:], GENES[20:])
-    assert profile_correlations([one], [other]).tolist() == [[0.0]]
+    correlations, n_shared = profile_correlations([one], [other])
+    assert (correlations.tolist(), n_shared.tolist()) == ([[0.0]], [[0]])
