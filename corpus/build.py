@@ -12,14 +12,15 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from corpus.derived import derived_path, open_members, write_derived
+from corpus.derived import open_members, write_derived
+from corpus.descriptions import file_entry, totals_of, write_descriptions
 from corpus.gene_ids import load_gene_tables
 from corpus.gene_vocab import GeneConfig, GeneVocab, compute_gene_vocab, read_gene_vocab
 from corpus.readers import read_slice, slice_name
 from corpus.scales import EmbedCells, ScaleConfig, embedded_records, token_records
 from corpus.shards import Shard, deal_records, pack_shard, write_shards, write_view
 from corpus.slice import SliceSpec
-from corpus.store import CORPUS_KIND, Corpus, gene_scale_of, truth_path
+from corpus.store import CORPUS_KIND, TOKENS, Corpus, gene_scale_of, token_store, truth_path
 from corpus.truth import read_truth, truth_of, write_truth
 from stofm.config import FrozenModel
 from stofm.durable import claim_folder, file_sha256, read_json, sweep, tree_digest, write_json, write_text
@@ -84,27 +85,34 @@ def build_corpus(config: CorpusConfig, *, track: Track = lambda _: nullcontext()
     for name, _ in _named(config):
         with track(f"{name}: gene tokens"):
             scale = gene_scale_of(read_truth(truth_path(folder, name)), vocab, config.scales)
-            made_from = {"truth": commits[name]["truth_sha256"], "vocabulary": vocab.sha256, "scales": config.scales.digest()}
-            stores[name] = derived_path(folder, name, "tokens", made_from), made_from
-            n_records[name] = write_derived(stores[name][0], token_records(scale, vocab, config.scales.sub_slices), made_from=made_from)
+            hashes = {"truth_sha256": commits[name]["truth_sha256"], "vocabulary_sha256": vocab.sha256}
+            stores[name] = path, made_from = token_store(folder, name, scales=config.scales, **hashes)
+            n_records[name] = write_derived(path, token_records(scale, vocab, config.scales.sub_slices), made_from=made_from)
             n_cells = commits[name]["n_cells"]
-            entries.append({**commits[name], "n_cells_without_gene": n_cells - len(scale.rows), "n_sub_slices": n_records[name]})
+            files = [file_entry(folder, file) for file in (truth_path(folder, name), path)]
+            without_gene = n_cells - len(scale.rows)
+            entries.append({**commits[name], "n_cells_without_gene": without_gene, "n_sub_slices": n_records[name], "files": files})
     if not sum(n_records.values()):
         raise DataError("no cell of any slice expresses a gene of the vocabulary; expected some. Check `genes`.")
-    view, shards = folder / "views" / "tokens", []
+    view, shards = folder / "views" / TOKENS, []
     for number, members in enumerate(deal_records(n_records, salt=vocab.sha256)):
         with open_members(members, stores) as records:
             shards.append(pack_shard(view, f"shard-{number:05d}", records))
-    write_view(view, shards, made_from={"vocabulary": vocab.sha256}, facts={entry["slice_id"]: entry["source"] for entry in entries})
+    facts = {entry["slice_id"]: entry["source"] for entry in entries}
+    view_id = write_view(view, shards, made_from={"vocabulary": vocab.sha256}, facts=facts)
     manifest = {
         "format": CORPUS_KIND,
         "config": config.model_dump(mode="json", exclude={"out"}),
         "settings": settings,
         "vocabulary_sha256": vocab.sha256,
-        "token_view": file_sha256(folder / "views" / "tokens" / "view.json"),
         "slices": entries,
+        "quarantined": [],
+        "views": {TOKENS: view_id},
+        "files": [file_entry(folder, file) for file in (folder / "gene_vocab.csv", view / "view.json", view / "index.parquet")],
+        "totals": totals_of(entries),
     }
     manifest["corpus_id"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    write_descriptions(folder, manifest, read_json(view / "view.json"))
     write_json(folder / "manifest.json", manifest)
     return Corpus(folder)
 
