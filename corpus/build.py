@@ -20,6 +20,8 @@ from typing import Any
 from corpus.build_config import NOT_IN_THE_BYTES, CorpusConfig, ToleranceConfig
 from corpus.child import Outcome, Work
 from corpus.commits import Commit, files_of, sweep_unnamed
+from corpus.derived import MadeFrom
+from corpus.descriptions import totals_of, write_descriptions
 from corpus.duplicates import SliceFacts
 from corpus.estimate import require_space
 from corpus.lock import only_builder
@@ -33,7 +35,6 @@ from corpus.steps import (
     DUPLICATES,
     SECTIONS,
     TABLES,
-    TOKENS,
     TRUTH,
     VIEW,
     VOCABULARY,
@@ -52,11 +53,10 @@ from corpus.steps import (
     quarantine,
     quarantine_path,
     standing_quarantine,
-    token_store,
     truth_key,
     truth_params,
 )
-from corpus.store import CORPUS_KIND, Corpus
+from corpus.store import CORPUS_KIND, TOKENS, Corpus, token_store
 from corpus.summary import Fates, fates_of, write_summary
 from corpus.tasks import Patience, Task, n_workers_of, run_tasks
 from stofm.durable import claim_folder, file_sha256, read_json, remove, sweep, write_json, write_text
@@ -199,7 +199,7 @@ class _Build:
         scales, markers = self.config.scales, self.config.genes.markers
         steps = {}
         for name, record in kept.items():
-            store = token_store(self.folder, name, record["truth_sha256"], vocabulary["vocabulary_sha256"], scales)
+            store = self.token_store(name, record, vocabulary)
             work = self.work(make_tokens, name=name, scales=scales, markers=markers, store=store)
             steps[name, TOKENS] = key_of(TOKENS, store[1], {"markers": sorted(markers)}), work
         return {name: record for (name, _), record in self.do("gene tokens", steps).items()}
@@ -216,7 +216,7 @@ class _Build:
     def shards(self, kept: dict[str, Record], tokens: dict[str, Record], vocabulary: Record) -> dict[str, Record]:
         """Pack the sub-slices of all slices, mixed, into training shards."""
         salt = vocabulary["vocabulary_sha256"]
-        stores = {name: token_store(self.folder, name, record["truth_sha256"], salt, self.config.scales) for name, record in kept.items()}
+        stores = {name: self.token_store(name, record, vocabulary) for name, record in kept.items()}
         dealt = deal_records({name: record["n_sub_slices"] for name, record in tokens.items()}, salt=salt)
         if not dealt:
             raise DataError("no cell of any slice expresses a gene of the vocabulary; expected some. Check `genes`.")
@@ -226,6 +226,10 @@ class _Build:
             key = key_of("shard", {name: tokens[name]["files"][0]["sha256"] for name in own}, {"members": members})
             steps[ALL_SLICES, stem] = key, self.work(make_shard, stem=stem, members=members, stores={name: stores[name] for name in own})
         return {stem: record for (_, stem), record in self.do("packing shards", steps).items()}
+
+    def token_store(self, name: str, truth: Record, vocabulary: Record) -> tuple[Path, MadeFrom]:
+        hashes = {"truth_sha256": truth["truth_sha256"], "vocabulary_sha256": vocabulary["vocabulary_sha256"]}
+        return token_store(self.folder, name, scales=self.config.scales, **hashes)
 
     def view(self, kept: dict[str, Record], shards: dict[str, Record], vocabulary: Record, splits: Sequence[SplitRow]) -> Record:
         """Write the index of the training shards."""
@@ -238,19 +242,20 @@ class _Build:
         self, fates: Fates, kept: dict[str, Record], tokens: dict[str, Record], vocabulary: Record, view: Record, splits: Sequence[SplitRow]
     ) -> None:
         """Write what the corpus says of itself, leave nothing that no record names, and last of all the manifest, which makes it whole."""
-        entries = [_entry(kept[name], tokens[name]) for name in kept]
+        split_of = {row.slice_id: row.split for row in splits}
+        entries = [_entry(kept[name], tokens[name], split_of.get(name, "")) for name in kept]
         manifest = {
             "format": CORPUS_KIND,
             "config": self.config.model_dump(mode="json", exclude=NOT_IN_THE_BYTES),
             "settings": self.config.settings,
             "vocabulary_sha256": vocabulary["vocabulary_sha256"],
             "gene_tables_sha256": self.tables_sha256,
-            "token_view": file_sha256(self.folder / "views" / "tokens" / "view.json"),
-            "views": {"tokens": view["view_id"]},
+            "views": {TOKENS: view["view_id"]},
+            "files": [*vocabulary["files"], *view["files"]],
             "slices": entries,
             "quarantined": [_public(record) for record in fates.quarantined.values()],
             "left_out": fates.left_out(),
-            "splits": [asdict(row) for row in splits],
+            "totals": totals_of(entries),
         }
         manifest["corpus_id"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
         if self.was_finished and read_json(self.folder / "manifest.json") == manifest:
@@ -261,6 +266,7 @@ class _Build:
             sweep(self.folder)
             sweep_unnamed(self.folder, self.named)
             write_summary(self.folder, manifest)
+            write_descriptions(self.folder, manifest, read_json(self.folder / "views" / TOKENS / "view.json"))
             if splits:
                 write_splits(self.folder / "splits.parquet", splits)
             write_text(self.folder / "config.yaml", self.config.to_yaml())
@@ -342,9 +348,9 @@ def _with_key(step: tuple[str, Work]) -> Work:
     return Work(work.function, {**work.arguments, "key": key}, work.shared, work.cwd)
 
 
-def _entry(truth: Record, tokens: Record) -> Record:
+def _entry(truth: Record, tokens: Record, split: str) -> Record:
     """What the manifest says of a slice: its records, without what only a build needs."""
-    return _public({**truth, **tokens, "files": truth["files"] + tokens["files"]})
+    return _public({**truth, **tokens, "split": split, "files": truth["files"] + tokens["files"]})
 
 
 def _public(record: Record) -> Record:

@@ -16,7 +16,7 @@ import numpy as np
 
 from corpus.build_config import CorpusConfig
 from corpus.commits import QUARANTINE, Commit, task_key
-from corpus.derived import MadeFrom, derived_path, open_members, write_derived
+from corpus.derived import MadeFrom, open_members, write_derived
 from corpus.duplicates import DuplicatePolicy, SliceFacts, find_duplicates, write_duplicates
 from corpus.faults import Fault, fault_of
 from corpus.gene_ids import GENE_TABLES, GeneTableConfig, GeneTables, load_gene_tables, read_gene_tables, require_mapped
@@ -28,17 +28,17 @@ from corpus.scales import ScaleConfig, token_records
 from corpus.shards import Shard, pack_shard, write_view
 from corpus.sketch import read_sketch, sketch_path, sketch_slice, write_sketch
 from corpus.slice import SliceSpec
-from corpus.store import gene_scale_of, truth_path
+from corpus.store import TOKENS, gene_scale_of, truth_path
 from corpus.truth import SliceTruth, read_truth, truth_of, write_truth
 from stofm import __version__
 from stofm.durable import file_sha256, read_json, tree_digest, write_json, write_text
 from stofm.errors import BadSlice, DataError, located
 
 Record = dict[str, Any]
-TABLES, SECTIONS, TRUTH, DUPLICATES, VOCABULARY, TOKENS, VIEW = "gene_tables", "sections", "truth", "duplicates", "vocabulary", "tokens", "view"
+TABLES, SECTIONS, TRUTH, DUPLICATES, VOCABULARY, VIEW = "gene_tables", "sections", "truth", "duplicates", "vocabulary", "view"
 VERSION = 1  # raised when a step makes something else of the same input
 ALL_SLICES = "@all"  # the name under which steps of all slices together keep their records; no slice can have it
-TOKEN_VIEW = Path("views") / "tokens"
+TOKEN_VIEW = Path("views") / TOKENS
 DEDUP = "dedup.parquet"
 
 
@@ -174,12 +174,6 @@ def make_vocabulary(folder: Path, names: Sequence[str], genes: GeneConfig, key: 
         vocab = compute_gene_vocab(of_slices, min_cells=genes.min_cells, memory_mb=genes.memory_mb, scratch=folder)
     write_text(folder / "gene_vocab.csv", vocab.to_csv())
     return commit.write(key, [folder / "gene_vocab.csv"], {"vocabulary_sha256": vocab.sha256, "n_genes": len(vocab.gene_ids)})
-
-
-def token_store(folder: Path, name: str, truth_sha256: str, vocabulary_sha256: str, scales: ScaleConfig) -> tuple[Path, MadeFrom]:
-    """Return where the records of a slice for the token view are kept, and what they are made from."""
-    made_from = {"truth": truth_sha256, "vocabulary": vocabulary_sha256, "scales": scales.digest()}
-    return derived_path(folder, name, TOKENS, made_from), made_from
 
 
 def make_tokens(folder: Path, name: str, scales: ScaleConfig, markers: Sequence[str], store: tuple[Path, MadeFrom], key: str) -> Record:

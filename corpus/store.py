@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from corpus.derived import MadeFrom, derived_path
 from corpus.gene_ids import GENE_TABLES, GeneTables, read_gene_tables
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale
@@ -14,6 +15,7 @@ from stofm.config import parse_config
 from stofm.durable import file_sha256, read_json, require_folder
 from stofm.errors import ConfigError, FormatError
 
+TOKENS = "tokens"  # the derived step, and the view that is packed from it
 CORPUS_KIND = "stofm-corpus/1"
 
 
@@ -61,12 +63,18 @@ class Corpus:
         return gene_scale_of(self.truth(slice_id), self.vocab, self.scales)
 
     def token_view(self) -> View:
-        return View(self.folder / "views" / "tokens")
+        return View(self.folder / "views" / TOKENS, view_id=self.manifest["views"][TOKENS])
 
 
 def gene_scale_of(truth: SliceTruth, vocab: GeneVocab, scales: ScaleConfig) -> GeneScale:
     """Extract the gene scale of a slice of the corpus."""
     return extract_gene_scale(truth.counts, truth.human_ids, truth.coords_um, vocab, scales.rank_value)
+
+
+def token_store(folder: Path, slice_id: str, *, truth_sha256: str, vocabulary_sha256: str, scales: ScaleConfig) -> tuple[Path, MadeFrom]:
+    """Return where a corpus keeps the records of a slice for the token view, and what they are made from."""
+    made_from = {"truth": truth_sha256, "vocabulary": vocabulary_sha256, "scales": scales.digest()}
+    return derived_path(folder, slice_id, TOKENS, made_from), made_from
 
 
 def truth_path(folder: Path, slice_id: str) -> Path:

@@ -93,13 +93,12 @@ def write_summary(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write ``slices.parquet``, a row per input, and ``rejects.parquet``, a row per slice and reason for which cells are not in the corpus."""
     import pandas as pd
 
-    split_of = {row["slice_id"]: row["split"] for row in manifest["splits"]}
     slices = [
         {
             "slice_id": entry["slice_id"], "path": entry["path"], "input_sha256": entry["input_sha256"], "fate": "kept", "code": "",
             **{fact: str(entry["source"].get(fact, "")) for fact in ("technology", "species", "tissue", "donor")},
             "n_in": entry["n_in"], "n_kept": entry["n_cells"] - entry["n_cells_without_gene"], "n_sub_slices": entry["n_sub_slices"],
-            "split": split_of.get(entry["slice_id"], ""),
+            "split": entry["split"],
         }
         for entry in manifest["slices"]
     ]  # fmt: skip
