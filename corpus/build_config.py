@@ -45,6 +45,7 @@ class CorpusConfig(FrozenModel):
     genes: GeneConfig = Field(default_factory=GeneConfig)
     scales: ScaleConfig = Field(default_factory=ScaleConfig)
     min_share_of_counts: float = Field(0.0, ge=0, le=1, description="Slices with a smaller share of counts on mapped genes are refused.")
+    licenses: list[str] | None = Field(None, description="Licences that a slice may have, as its file states them; default: any, and none.")
     duplicates: DuplicatePolicy = Field("drop", description="Slices that hold the same cells as another: drop, keep or refuse.")
     splits: SplitConfig | None = Field(None, description="Divide the slices by donor or study; default: no splits.")
     tolerance: ToleranceConfig = Field(default_factory=ToleranceConfig)

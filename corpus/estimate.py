@@ -74,7 +74,8 @@ def plan_lines(specs: Iterable[SliceSpec], folder: Path, *, n_workers: int) -> l
              for one in found]  # fmt: skip
     disk = shutil.disk_usage(next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists()))
     minutes = sum(one.minutes for one in found) / n_workers
-    lines.append(f"{len(found)} slices: {sum(one.input_bytes for one in found) / GB:.3g} GB in, {sum(one.output_bytes for one in found) / GB:.3g} GB out "
+    n_in, n_out = sum(one.input_bytes for one in found), sum(one.output_bytes for one in found)
+    lines.append(f"{len(found)} slices: {n_in / GB:.3g} GB in, {n_out / GB:.3g} GB out "
                  f"({disk.free / GB:.3g} GB free), about {max(minutes, 0.1):.2g} min by {n_workers} workers. Nothing was built.")  # fmt: skip
     return lines
 

@@ -43,6 +43,8 @@ class SliceSpec(FrozenModel):
     table: str | None = Field(None, description="SpatialData: which table; default: the only one.")
     labels: dict[str, str] = Field(default_factory=dict, description="Label name -> obs column that must exist, e.g. region: layer.")
     donor: str | None = Field(None, description="Donor or animal; splits keep donors apart.")
+    study: str | None = Field(None, description="Study or data set; tells donors of one name apart, and splits can keep studies apart.")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Hash that the input must have, for a build; default: any.")
     section_key: str | None = Field(None, description="obs column, or z, that tells the sections of one file apart: a slice each.")
     section: str | None = Field(None, description="With `section_key`: the one section to read.")
     bin_size: int | None = Field(None, gt=0, description="Read square bins of this size (Stereo-seq: DNBs, Visium HD: um); default: cells only.")

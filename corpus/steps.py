@@ -88,7 +88,7 @@ def truth_key(spec: SliceSpec, input_hash: str, params: Mapping[str, Any]) -> st
 def truth_params(config: CorpusConfig, tables_sha256: str) -> Record:
     """Return the settings that decide the truths of a corpus."""
     genes = config.genes
-    return {"tables": tables_sha256, "markers": sorted(genes.markers), "quality": config.quality.model_dump(mode="json"),
+    return {"tables": tables_sha256, "licenses": config.licenses, "markers": sorted(genes.markers), "quality": config.quality.model_dump(mode="json"),
             "floors": {"min_genes": genes.min_genes, "min_share_of_genes": genes.min_share_of_genes,
                        "min_share_of_counts": config.min_share_of_counts}}  # fmt: skip
 
@@ -107,6 +107,7 @@ def make_truth(folder: Path, spec: SliceSpec, config: CorpusConfig, params: Mapp
     found: Record = {"slice_id": name, "path": spec.path, "section": spec.section, "input_sha256": None, "n_in": None}
     try:
         found["input_sha256"] = input_sha256(spec)
+        _require_same(spec, found["input_sha256"])
         table = open_table(spec)
         try:
             found["n_in"] = table.n_obs if spec.section is None else None
@@ -114,6 +115,7 @@ def make_truth(folder: Path, spec: SliceSpec, config: CorpusConfig, params: Mapp
         finally:
             close(table)
         with located(f"slice {name!r} ({spec.path})"):
+            _require_license(str(st_slice.source["license"]), config.licenses)
             st_slice = for_corpus(st_slice, config.quality)
             truth, audit = truth_of(st_slice, _tables_of(folder, params["tables"]), config.genes.markers)
             require_mapped(audit, **params["floors"])
@@ -217,6 +219,18 @@ def input_sha256(spec: SliceSpec) -> str:
         message = "no such file; expected an AnnData .h5ad, a SpatialData .zarr or an instrument's folder. Check the path."
         raise BadSlice("INPUT_MISSING", f"slice {slice_name(spec)!r} ({path}): {message}")
     return file_sha256(path)
+
+
+def _require_same(spec: SliceSpec, found: str) -> None:
+    if spec.sha256 not in (None, found):
+        raise BadSlice("INPUT_CHANGED", f"slice {slice_name(spec)!r} ({spec.path}): found sha256 {found}; expected {spec.sha256}. "
+                       "Fetch it again, or set `sha256` to the one found if the new file is wanted.")  # fmt: skip
+
+
+def _require_license(found: str, allowed: Sequence[str] | None) -> None:
+    if allowed is not None and found not in allowed:
+        raise BadSlice("LICENSE", f"found licence {found or 'none stated'!r}; expected one of {', '.join(allowed)}. "
+                       "Add it to `licenses`, or leave the slice out.")  # fmt: skip
 
 
 def _content_id(truth: SliceTruth) -> str:

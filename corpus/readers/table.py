@@ -71,6 +71,8 @@ def slice_from_table(table: AnnData, spec: SliceSpec, *, slice_id: str, converte
             "technology": technology,
             "tissue": str(provenance.get("tissue", "unknown")),
             "donor": spec.donor or (str(table.obs[donor_column].to_numpy()[is_here][0]) if donor_column and is_here.any() else slice_id),
+            "study": spec.study or str(provenance.get("study", "")),
+            "license": str(provenance.get("license") or provenance.get("licence") or ""),
             "um_per_unit": converted or um_per_unit,
             "obs_unit": str(provenance.get("obs_unit", obs_unit_of(technology))),
             "counts_from": counts_from,
