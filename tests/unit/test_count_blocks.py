@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import anndata
 import h5py
 import numpy as np
@@ -85,6 +87,19 @@ def test_only_the_rows_asked_for_are_read_and_tested(form, tmp_path, monkeypatch
     spoilt, is_read = COUNTS.copy(), np.arange(41) % 3 == 1
     spoilt[0] = -1
     np.testing.assert_array_equal(read_counts(FORMS[form](spoilt, tmp_path / "x.h5"), is_read).toarray(), COUNTS[is_read])
+
+
+def test_a_dense_file_is_never_dense_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(count_blocks, "ENTRIES_PER_BLOCK", 2**16)
+    counts = np.zeros((8_000, 500), dtype=np.float64)  # 32 MB
+    counts[:, ::100] = 3
+    matrix = FORMS["dense on disk"](counts, tmp_path / "x.h5")
+    tracemalloc.start()
+    found = read_counts(matrix, np.ones(8_000, dtype=bool))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.nnz == 40_000
+    assert peak < 40_000 * 8 + 5 * 2**16 * 8  # the counts, and a few blocks
 
 
 def test_the_matrix_of_the_user_is_left_as_it_was():
