@@ -130,6 +130,17 @@ def test_what_is_no_matrix_of_numbers_is_refused(matrix):
         read_counts(matrix, np.ones(2, dtype=bool))
 
 
+@pytest.mark.parametrize("form", ["csr on disk", "csc on disk"])
+@pytest.mark.parametrize("place", ["indices", "indptr"])
+def test_entries_outside_of_the_matrix_are_unreadable_input(form, place, tmp_path):
+    FORMS[form](COUNTS, tmp_path / "x.h5").group.file.close()
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        file["X"][place][1] = 1_000
+    with pytest.raises(BadSlice, match="not readable as counts") as refusal:
+        read_counts(anndata.io.sparse_dataset(h5py.File(tmp_path / "x.h5")["X"]), ALL)
+    assert refusal.value.code == "INPUT_UNREADABLE"
+
+
 def test_a_damaged_block_of_a_file_is_unreadable_input(tmp_path):
     path = tmp_path / "x.h5"
     on_disk(csr_matrix, chunks=(40,), compression="gzip")(COUNTS, path)

@@ -125,7 +125,14 @@ def test_a_damaged_file_is_unreadable_input(write, name, tmp_path):
     assert refusal.value.code == "INPUT_UNREADABLE"
 
 
-@pytest.mark.parametrize("fault", [OSError(errno.EIO, "input/output"), OSError(errno.ESTALE, "stale"), MemoryError()], ids=["io", "stale", "memory"])
+HDF5_TEXT = "Can't read data (file read failed: errno = 5, error message = 'Input/output error')"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [OSError(errno.EIO, "input/output"), OSError(errno.ESTALE, "stale"), OSError(HDF5_TEXT), MemoryError()],
+    ids=["io", "stale", "hdf5", "memory"],
+)
 def test_a_fault_of_the_machine_is_not_laid_on_the_slice(tmp_path, monkeypatch, fault):
     vendor_layouts.xenium_h5(tmp_path, SEEN)
 
