@@ -215,6 +215,19 @@ def stereoseq_bins(folder: Path, seen: Measured) -> Path:
     return folder
 
 
+def stereoseq_bin_gef(folder: Path, seen: Measured) -> Path:
+    """As `stereoseq_bins`, in HDF5: molecules gene after gene."""
+    where, dnbs = np.nonzero(seen.counts.T), (seen.coords_um / 0.5).astype(int)
+    genes = np.zeros(len(GENES), [("gene", "S64"), ("offset", "u4"), ("count", "u4")])
+    genes["gene"], genes["count"] = np.array(GENES, "S"), np.bincount(where[0], minlength=len(GENES))
+    genes["offset"] = np.cumsum(genes["count"]) - genes["count"]
+    points = np.zeros(len(where[0]), [("x", "i4"), ("y", "i4"), ("count", "u1")])
+    (points["x"], points["y"]), points["count"] = dnbs[where[1]].T, seen.counts.T[where]
+    with h5py.File(folder / "SS200000135TL_D1.gef", "w") as file:
+        file["geneExp/bin1/gene"], file["geneExp/bin1/expression"] = genes, points
+    return folder
+
+
 VISIUM_SCALES = {"tissue_hires_scalef": 0.075, "tissue_lowres_scalef": 0.0225, "fiducial_diameter_fullres": 304.6, "spot_diameter_fullres": 130.0}
 
 

@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/README.md.", show_default=False)]
 Overrides = Annotated[Optional[list[str]], typer.Argument(help="Settings to change, key=value.", show_default=False)]  # noqa: UP045 - typer reads it
-Slices = Annotated[list[Path], typer.Argument(help="AnnData .h5ad or SpatialData .zarr, one or more.", show_default=False)]
+Slices = Annotated[list[Path], typer.Argument(help="AnnData .h5ad, SpatialData .zarr or output folders of instruments.", show_default=False)]
 Embedded = Annotated[list[Path], typer.Argument(help="Slices that `stofm embed` wrote.", show_default=False)]
 UmPerUnit = Annotated[Optional[float], typer.Option(help="Micrometres per unit of the stored coordinates.")]  # noqa: UP045
 SpatialKey = Annotated[str, typer.Option(help="obsm key of the coordinates.")]
@@ -126,6 +126,8 @@ def embed(
     spatial_key: SpatialKey = "spatial",
     counts_layer: CountsLayer = None,
     species: SpeciesName = "auto",
+    technology: Annotated[str, typer.Option(help="Whose layout the files have; auto: told by their names.")] = "auto",
+    section_key: Annotated[Optional[str], typer.Option(help="obs column, or z, that tells the sections of a file apart.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,  # noqa: UP045
     keep_cell_embeddings: Annotated[bool, typer.Option(help="Also write obsm['X_stofm_cell'], the gene scale alone.")] = False,
 ) -> None:
@@ -133,7 +135,8 @@ def embed(
     from tools.embed import run_embed
     from tools.specs import slice_specs
 
-    specs = slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species)
+    specs = slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species,
+                        technology=technology, section_key=section_key)  # fmt: skip
     run_embed(specs, model, out, device=device, keep_cell_embeddings=keep_cell_embeddings)
 
 

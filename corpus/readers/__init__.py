@@ -86,12 +86,17 @@ def technology_of(spec: SliceSpec) -> Technology:
     if not path.is_dir():
         raise BadSlice("LAYOUT_UNKNOWN", f"found suffix {path.suffix!r}; expected one of {', '.join(SUFFIXES)}, or an instrument's folder. "
                        "Convert the slice first.")  # fmt: skip
-    folder = path / "outs" if (path / "outs").is_dir() else path
+    folder = _output_folder(path)
     found = [name for name, lines in LAYOUTS.items() if all(any(any(folder.glob(pattern)) for pattern in line) for line in lines)]
     if len(found) != 1:
         code, what = ("LAYOUT_AMBIGUOUS", f"files of {' and '.join(found)}") if found else ("LAYOUT_UNKNOWN", "files of no known layout")
         raise BadSlice(code, f"found {what}; expected those of one of {', '.join(LAYOUTS)}. Set `technology`, or give the folder of one slice.")
     return found[0]
+
+
+def _output_folder(path: Path) -> Path:
+    """The folder ``outs`` of a path, where 10x pipelines put what they write, if there is one."""
+    return path / "outs" if (path / "outs").is_dir() else path
 
 
 def open_table(spec: SliceSpec) -> AnnData:
@@ -101,8 +106,7 @@ def open_table(spec: SliceSpec) -> AnnData:
         if not path.exists():
             raise BadSlice("INPUT_MISSING", "no such file; expected an AnnData .h5ad, a SpatialData .zarr or an instrument's folder. Check the path.")
         technology = technology_of(spec)
-        if path.is_dir() and (path / "outs").is_dir() and technology not in UNITS_OF_THE_FILE:
-            spec = spec.model_copy(update={"path": str(path / "outs")})
+        spec = spec.model_copy(update={"path": str(_output_folder(path))})
         with reading(f"output of {technology}", expected="whole files, as the instrument wrote them", remedy="Fetch them again."):
             return TECHNOLOGIES[technology](spec)
 

@@ -19,7 +19,7 @@ def read_h5ad(spec: SliceSpec) -> AnnData:
 
 
 def open_h5ad(path: Path) -> AnnData:
-    """Open an ``.h5ad`` file; X, layers and raw stay on disk (`AnnData.to_memory` fetches them), the rest is read.
+    """Open an ``.h5ad`` file; all its matrices stay on disk (`AnnData.to_memory` fetches them), the rest is read.
 
     Raises
     ------
@@ -37,11 +37,16 @@ def open_h5ad(path: Path) -> AnnData:
         file = h5py.File(path)
         if file.attrs.get("encoding-type") != "anndata":  # older than AnnData 0.8
             return anndata.read_h5ad(path)
-        read = {key: anndata.io.read_elem(file[key]) for key in ("obs", "var", "obsm", "uns") if key in file}
+        parts: dict[str, Any] = {key: anndata.io.read_elem(file[key]) for key in ("obs", "var", "obsm", "varm", "uns") if key in file}
+        parts |= {key: {name: _on_disk(one) for name, one in file[key].items()} for key in ("layers", "obsp", "varp") if key in file}
+        if "X" in file:
+            parts["X"] = _on_disk(file["X"])
         if "raw" in file:
-            read["raw"] = {"X": _on_disk(file["raw/X"]), "var": anndata.io.read_elem(file["raw/var"])}
-        layers = {name: _on_disk(found) for name, found in file["layers"].items()} if "layers" in file else {}
-        return anndata.AnnData(X=_on_disk(file["X"]) if "X" in file else None, layers=layers, **read)
+            parts["raw"] = {
+                "X": _on_disk(file["raw/X"]),
+                **{key: anndata.io.read_elem(file["raw"][key]) for key in ("var", "varm") if key in file["raw"]},
+            }
+        return anndata.AnnData(**parts)
 
 
 def _on_disk(found: Any) -> Any:
@@ -56,7 +61,8 @@ def close(table: AnnData) -> None:
     """Close the file that matrices of a table are left in, if any; the table is of no use afterwards."""
     import h5py
 
-    for matrix in [table.X, *table.layers.values(), *([table.raw.X] if table.raw is not None else [])]:
+    raw = [] if table.raw is None else [table.raw.X]
+    for matrix in [table.X, *raw, *table.layers.values(), *table.obsp.values(), *table.varp.values()]:
         held = getattr(matrix, "group", matrix)
         if isinstance(held, h5py.Group | h5py.Dataset) and held:
             held.file.close()

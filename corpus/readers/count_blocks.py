@@ -81,6 +81,7 @@ def _blocks(matrix: Any, is_read: BoolArray) -> Iterator[Entries]:
                 is_entry = np.repeat(here, np.diff(offsets))
                 require_counts(found[is_entry])
                 sparse = csr_matrix((found.astype(np.float32), columns[first:last].astype(np.int32), offsets), shape=(len(here), n_genes))
+                sparse.check_format(full_check=True)  # a file may state columns that are not there
                 sparse = sparse if here.all() else sparse[here]
         sparse.sum_duplicates()
         sparse.eliminate_zeros()
@@ -107,8 +108,10 @@ def _rows_of_columns(matrix: Any) -> csr_matrix:
     if issparse(matrix):
         return matrix.tocsr()
     values, rows, starts = _parts(matrix)
-    found = values[:]
-    return csc_matrix((found if found.dtype.itemsize >= 4 else found.astype(np.float32), rows[:], starts), shape=matrix.shape).tocsr()
+    found = values[:]  # scipy knows no float16
+    by_column = csc_matrix((found if found.dtype.itemsize >= 4 else found.astype(np.float32), rows[:], starts), shape=matrix.shape)
+    by_column.check_format(full_check=True)
+    return by_column.tocsr()
 
 
 def _entries_per_row(matrix: Any) -> IntArray:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SECTION_COLUMNS = ("section", "section_id", "slice", "slice_id", "sample", "sample_id", "library_id", "brain_section_label")
 FOV_COLUMNS = ("fov", "FOV", "fov_id", "fov_name")
 LARGEST_OVERLAP = 0.5
+MOST_GROUPS = 10_000  # a column of more values names cells, not fields of view
 
 
 def section_specs(table: AnnData, coords: FloatArray, spec: SliceSpec, *, name: str) -> list[SliceSpec]:
@@ -86,7 +87,7 @@ def _overlapping(table: AnnData, coords: FloatArray, columns: tuple[str, ...], i
 
     is_placed = is_here & np.isfinite(coords[:, :2]).all(axis=1)
     for column in columns:
-        if column in table.obs and table.obs[column].nunique() > 1:
+        if column in table.obs and 1 < table.obs[column].nunique() <= MOST_GROUPS:
             places = pd.DataFrame(coords[is_placed, :2]).groupby(table.obs[column].astype(str).to_numpy()[is_placed])
             if overlap_of_boxes(places.min().to_numpy(), places.max().to_numpy()) > LARGEST_OVERLAP:
                 return column

@@ -31,8 +31,9 @@ def read_stocorpus(spec: SliceSpec) -> AnnData:
     """
     path = Path(spec.path)
     table = open_h5ad(path)
+    notes = {key: table.uns[key] for key in ("bin_type", "bin_size") if key in table.uns}  # whoever says bins is believed
     table.uns.clear()
-    table.uns["provenance"] = {"technology": FOLDERS.get(path.parent.name, "unknown")}
+    table.uns |= notes | {"provenance": {"technology": FOLDERS.get(path.parent.name, "unknown")}}
     if spec.spatial_key not in table.obsm:
         candidates = {key: np.asarray(table.obsm[key]) for key in sorted(table.obsm) if "spatial" in key.lower() and _is_place(table.obsm[key])}
         first = next(iter(candidates.values()), None)

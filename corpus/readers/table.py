@@ -76,6 +76,7 @@ def slice_from_table(table: AnnData, spec: SliceSpec, *, slice_id: str, converte
             "um_per_unit": converted or um_per_unit,
             "obs_unit": str(provenance.get("obs_unit", obs_unit_of(technology))),
             "counts_from": counts_from,
+            **({"section": spec.section} if spec.section is not None else {}),
         },
         source_rows=np.flatnonzero(is_here),
         dropped_rows={} if is_placed.all() else {NO_PLACE: rows[~is_placed]},

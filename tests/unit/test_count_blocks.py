@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import anndata
 import h5py
 import numpy as np
@@ -87,6 +89,19 @@ def test_only_the_rows_asked_for_are_read_and_tested(form, tmp_path, monkeypatch
     np.testing.assert_array_equal(read_counts(FORMS[form](spoilt, tmp_path / "x.h5"), is_read).toarray(), COUNTS[is_read])
 
 
+def test_a_dense_file_is_never_dense_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(count_blocks, "ENTRIES_PER_BLOCK", 2**16)
+    counts = np.zeros((8_000, 500), dtype=np.float64)  # 32 MB
+    counts[:, ::100] = 3
+    matrix = FORMS["dense on disk"](counts, tmp_path / "x.h5")
+    tracemalloc.start()
+    found = read_counts(matrix, np.ones(8_000, dtype=bool))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.nnz == 40_000
+    assert peak < 40_000 * 8 + 5 * 2**16 * 8  # the counts, and a few blocks
+
+
 def test_the_matrix_of_the_user_is_left_as_it_was():
     given = doubled(COUNTS)
     before = (given.data.copy(), given.indices.copy())
@@ -113,6 +128,17 @@ def test_what_is_no_count_is_refused(form, value, found, tmp_path):
 def test_what_is_no_matrix_of_numbers_is_refused(matrix):
     with pytest.raises(BadSlice, match="expected numbers, dense or sparse"):
         read_counts(matrix, np.ones(2, dtype=bool))
+
+
+@pytest.mark.parametrize("form", ["csr on disk", "csc on disk"])
+@pytest.mark.parametrize("place", ["indices", "indptr"])
+def test_entries_outside_of_the_matrix_are_unreadable_input(form, place, tmp_path):
+    FORMS[form](COUNTS, tmp_path / "x.h5").group.file.close()
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        file["X"][place][1] = 1_000
+    with pytest.raises(BadSlice, match="not readable as counts") as refusal:
+        read_counts(anndata.io.sparse_dataset(h5py.File(tmp_path / "x.h5")["X"]), ALL)
+    assert refusal.value.code == "INPUT_UNREADABLE"
 
 
 def test_a_damaged_block_of_a_file_is_unreadable_input(tmp_path):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import anndata
 import h5py
+import numpy as np
 import pytest
+from anndata.tests.helpers import assert_equal
+from scipy.sparse import csr_matrix
 
-from corpus.readers import read_slice
+from corpus.readers import read_slice, read_table
 from corpus.simulate import SimulationConfig, simulate_slice
 from corpus.slice import SliceSpec
 from stofm.errors import DataError
@@ -43,6 +46,17 @@ def test_an_h5ad_that_is_none_is_refused(table, tmp_path, write):
     write(tmp_path / "bad.h5ad", table)
     with pytest.raises(DataError, match=r"slice 'bad' .*not readable as AnnData \(.*\); expected a whole \.h5ad file"):
         read_slice(SliceSpec(path=str(tmp_path / "bad.h5ad")))
+
+
+def test_nothing_of_a_file_is_lost(table, tmp_path):
+    table.raw = table.copy()
+    table = table[:, :20].copy()
+    table.layers["dense"], table.layers["csc"] = table.X.toarray(), table.X.tocsc()
+    table.obsp["near"], table.varp["alike"], table.varm["loads"] = csr_matrix(np.eye(50)), np.eye(20), np.ones((20, 3))
+    table.obsm["frame"] = table.obs.copy()
+    table.uns["nested"] = {"list": np.arange(3), "text": "x", "sparse": csr_matrix(np.eye(2))}
+    table.write_h5ad(tmp_path / "whole.h5ad")
+    assert_equal(read_table(SliceSpec(path=str(tmp_path / "whole.h5ad"))), anndata.read_h5ad(tmp_path / "whole.h5ad"), exact=True)
 
 
 @pytest.mark.parametrize(("name", "message"), [("none.h5ad", "no such file"), ("table.csv", r"found suffix '\.csv'; expected one of \.h5ad, \.zarr")])

@@ -50,6 +50,7 @@ def test_each_section_is_a_slice_of_its_rows(table, write, change, key, names):
     for number, one in enumerate(slices):
         rows = np.flatnonzero(number == HALF)
         np.testing.assert_array_equal(one.source_rows, rows)
+        assert one.source["section"] == ["0", "10", "a 1", "b 2"][number + 2 * (key != "z")]
         np.testing.assert_array_equal(one.counts.toarray(), table.X.toarray()[rows])
         np.testing.assert_array_equal(one.coords_um, table.obsm["spatial"][rows, :2])
         np.testing.assert_array_equal(one.labels["region"], table.obs["region"].to_numpy()[rows])

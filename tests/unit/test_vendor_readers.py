@@ -125,7 +125,14 @@ def test_a_damaged_file_is_unreadable_input(write, name, tmp_path):
     assert refusal.value.code == "INPUT_UNREADABLE"
 
 
-@pytest.mark.parametrize("fault", [OSError(errno.EIO, "input/output"), OSError(errno.ESTALE, "stale"), MemoryError()], ids=["io", "stale", "memory"])
+HDF5_TEXT = "Can't read data (file read failed: errno = 5, error message = 'Input/output error')"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [OSError(errno.EIO, "input/output"), OSError(errno.ESTALE, "stale"), OSError(HDF5_TEXT), MemoryError()],
+    ids=["io", "stale", "hdf5", "memory"],
+)
 def test_a_fault_of_the_machine_is_not_laid_on_the_slice(tmp_path, monkeypatch, fault):
     vendor_layouts.xenium_h5(tmp_path, SEEN)
 
@@ -168,7 +175,10 @@ def test_seekspace_without_a_scale_is_refused(tmp_path):
     assert refusal.value.code == "UNIT_UNKNOWN"
 
 
-@pytest.mark.parametrize("write", [vendor_layouts.stereoseq_bins, vendor_layouts.visium_hd_bins], ids=["stereoseq", "visium_hd"])
+BINS = {"gem": vendor_layouts.stereoseq_bins, "gef": vendor_layouts.stereoseq_bin_gef, "visium_hd": vendor_layouts.visium_hd_bins}
+
+
+@pytest.mark.parametrize("write", BINS.values(), ids=BINS)
 def test_square_bins_are_no_cells_unless_asked_for(write, tmp_path):
     spec = SliceSpec(path=str(write(tmp_path, SEEN)))
     with pytest.raises(BadSlice, match=r"expected .*Segment the cells.* or set `bin_size`") as refusal:
@@ -179,10 +189,13 @@ def test_square_bins_are_no_cells_unless_asked_for(write, tmp_path):
     assert bins.counts.sum() == SEEN.counts.sum()
 
 
-def test_stereoseq_bins_lie_at_the_middle_of_their_dnbs(tmp_path):
-    bins = read_slice(SliceSpec(path=str(vendor_layouts.stereoseq_bins(tmp_path, SEEN)), bin_size=20))
-    expected = (np.unique((SEEN.coords_um / 0.5).astype(int) // 20, axis=0) + 0.5) * 20 * 0.5
-    np.testing.assert_allclose(bins.coords_um, expected)
+@pytest.mark.parametrize("kind", ["gem", "gef"])
+def test_stereoseq_bins_lie_at_the_middle_of_their_dnbs(kind, tmp_path):
+    bins = read_slice(SliceSpec(path=str(BINS[kind](tmp_path, SEEN)), bin_size=20))
+    squares, square_of = np.unique((SEEN.coords_um / 0.5).astype(int) // 20, axis=0, return_inverse=True)
+    np.testing.assert_allclose(bins.coords_um, (squares + 0.5) * 20 * 0.5)
+    order = [bins.gene_names.tolist().index(gene) for gene in GENES]
+    np.testing.assert_array_equal(bins.counts.toarray()[:, order], np.eye(len(squares))[square_of.ravel()].T @ SEEN.counts)
 
 
 def test_a_bin_size_that_was_not_written_is_refused(tmp_path):
