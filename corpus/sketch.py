@@ -8,6 +8,7 @@ fewer genes, the sets of both are taken on the genes they share.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ N_HASHES = 2048  # 16 kB
 N_PROBES = 256  # cells kept with their genes, fewer where cells are rich
 MAX_PROBE_ENTRIES = 2**18  # at most 512 kB, and only where a cell has a thousand genes
 MIN_GENES = 5  # sets of fewer genes recur in slices that have nothing to do with each other
+
+ROW_BLOCK = 2**16
 
 WordArray = np.ndarray  # uint64
 
@@ -99,9 +102,18 @@ def cell_sets(counts: csr_matrix, words: WordArray) -> WordArray:
         One hash per cell with at least `MIN_GENES` genes, cells in their order. Equal sets have equal hashes, different
         ones different hashes but for a chance of 2^-64.
     """
-    detected = csr_matrix((np.ones(len(counts.indices), np.uint64), counts.indices, counts.indptr), counts.shape)
-    hashes, sizes = (detected @ np.stack([words, (words != 0).astype(np.uint64)], axis=1)).T  # sums wrap around, on purpose
-    return hashes[sizes >= MIN_GENES]
+    adding = np.stack([words, (words != 0).astype(np.uint64)], axis=1)
+    sets = [np.zeros(0, np.uint64)]
+    for block in _row_blocks(counts):
+        detected = csr_matrix((np.ones(len(block.indices), np.uint64), block.indices, block.indptr), block.shape)
+        hashes, sizes = (detected @ adding).T  # sums wrap around, on purpose
+        sets.append(hashes[sizes >= MIN_GENES])
+    return np.concatenate(sets)
+
+
+def _row_blocks(counts: csr_matrix) -> Iterator[csr_matrix]:
+    """Cut a matrix into blocks of rows, so that what is made of it stays small beside it."""
+    return (counts[start : start + ROW_BLOCK] for start in range(0, counts.shape[0], ROW_BLOCK))
 
 
 def find_sorted(values: WordArray, table: WordArray) -> tuple[IntArray, BoolArray]:
@@ -140,7 +152,7 @@ def sketch_slice(slice_id: str, counts: csr_matrix, gene_ids: StrArray) -> Slice
         n_sets=len(sets),
         twin_share=twin_share(of_cell),
         genes=words,
-        gene_counts=np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel(),
+        gene_counts=np.sum([np.asarray(block.sum(axis=0, dtype=np.float64)).ravel() for block in _row_blocks(counts)], axis=0),
         hashes=sets[:N_HASHES],
         probe_genes=probes.indices.astype(np.min_scalar_type(max(len(words) - 1, 256))),
         probe_sizes=np.diff(probes.indptr).astype(np.uint32),

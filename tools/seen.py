@@ -20,7 +20,7 @@ from stofm.errors import located
 from tools.console import say
 
 MEANING: dict[Verdict, str] = {
-    "seen": "its cells are in the corpus",
+    "seen": "its cells are in the corpus, or it holds a slice of the corpus",
     "similar": "some of its cells, or a slice with nearly the same profile, are in the corpus; look at the slices below",
     "cannot tell": "too few cells or genes to tell its cells from those of another slice",
     "not seen": "no slice of the corpus holds its cells",

@@ -7,7 +7,6 @@ import pytest
 from scipy.sparse import csr_matrix
 from synth import random_counts
 
-from corpus.overlap import judge, overlap_of_sketches, profile_correlations
 from corpus.sketch import MIN_GENES, N_HASHES, cell_sets, gene_words, read_sketch, sketch_path, sketch_slice, write_sketch
 from stofm.errors import FormatError
 
@@ -74,34 +73,9 @@ def test_a_gene_without_a_word_is_no_part_of_a_set():
     assert cell_sets(counts, np.where(np.arange(40) < 10, np.uint64(0), words)).tolist() == left.tolist()
 
 
-def test_the_share_of_a_larger_slice_is_estimated_from_its_sketch():
-    counts = random_counts(3, 8000, 40)
-    part = sketch_slice("part", counts[:2000], GENES)
-    found = overlap_of_sketches(part, sketch_slice("whole", counts, GENES))
-    assert found.of_first == 1.0
-    assert found.of_second == pytest.approx(0.25, abs=0.04)
-
-
-@pytest.mark.parametrize(
-    ("n_shared", "n_sets", "chance", "finding"),
-    [(90, 100, 0.0, "copy"), (89, 100, 0.0, "overlap"), (10, 1000, 0.0, "overlap"), (9, 900, 0.0, "distinct"), (10, 1001, 0.0, "distinct"),
-     (30, 100, 0.2, "distinct"), (40, 100, 0.2, "overlap"), (100, 100, 0.51, "unclear"), (9, 9, 0.0, "unclear")],
-)  # fmt: skip
-def test_what_common_sets_prove(n_shared, n_sets, chance, finding):
-    assert judge(n_shared, n_sets, chance) == finding
-
-
-def test_profiles_are_correlated_over_the_genes_that_both_measured():
-    counts = random_counts(4, 300, 40)
-    sketches = [sketch_slice("all", counts, GENES), sketch_slice("some", counts[:, 5:30], GENES[5:30])]
-    a, b = sketches[0].log_profile[5:30], sketches[1].log_profile
-    correlations, n_shared = profile_correlations(sketches[:1], sketches)
-    np.testing.assert_allclose(correlations, [[1.0, np.corrcoef(a, b)[0, 1]]], rtol=1e-9)
-    assert n_shared.tolist() == [[40, 25]]
-
-
-def test_slices_without_a_common_gene_have_no_correlation():
-    counts = random_counts(4, 300, 40)
-    one, other = sketch_slice("one", counts[:, :20], GENES[:20]), sketch_slice("other", counts[:, 20:], GENES[20:])
-    correlations, n_shared = profile_correlations([one], [other])
-    assert (correlations.tolist(), n_shared.tolist()) == ([[0.0]], [[0]])
+def test_blocks_of_rows_change_nothing(monkeypatch, tmp_path):
+    counts = random_counts(5, 1000, 40)
+    write_sketch(tmp_path / "whole", sketch_slice("one", counts, GENES))
+    monkeypatch.setattr("corpus.sketch.ROW_BLOCK", 77)
+    write_sketch(tmp_path / "blocks", sketch_slice("one", counts, GENES))
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "blocks").read_bytes()
