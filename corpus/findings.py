@@ -1,29 +1,22 @@
-"""What a slice holds and whether it can be used: one finding a subject, each with a verdict and, where there is one, the remedy.
-
-`inspect_slice` tells the story. A subject that cannot be read is a finding too, so that the others are still looked at.
-"""
+"""Findings: what is said of each subject of a slice, from plain arrays: a verdict, what was found and, where there is one, the remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from corpus.build_cost import BuildCost, build_cost
-from corpus.gene_ids import GeneAudit, GeneTables, audit_genes, human_ids_of, require_mapped
-from corpus.gene_vocab import GeneConfig, GeneVocab, TokenAudit, audit_tokens, merge_genes
-from corpus.qc import Floors, QualityConfig, floors_of, for_corpus, is_far_away, obs_unit_of
-from corpus.readers import read_table, slice_of, technology_of
-from corpus.readers.controls import is_control_name
-from corpus.readers.sections import FOV_COLUMNS, rows_of_section
-from corpus.readers.table import declared_unit, find_coordinates, find_counts, find_ensembl_ids, find_labels, find_places, find_species, provenance_of
-from corpus.slice import FloatArray, Slice, SliceSpec, StrArray, nearest_spacing, require_cells, require_coordinates, to_micrometres
+from corpus.build_cost import BuildCost
+from corpus.gene_ids import GeneAudit, require_mapped
+from corpus.gene_vocab import GeneConfig, TokenAudit
+from corpus.qc import Floors, is_far_away, obs_unit_of
+from corpus.slice import FloatArray, StrArray, nearest_spacing, require_coordinates, to_micrometres
 from stofm.errors import BadSlice, StofmError
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 Verdict = Literal["ok", "warn", "fail"]
 USUAL_PITCH_UM = {"cell": 10.0, "bead": 10.0, "spot": 100.0}  # from neighbour to neighbour, where a file does not say its scale
@@ -61,41 +54,6 @@ class Finding:
     values: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class Genes:
-    """Against which genes slices are checked: the tables that name them and, if it is for a model or corpus, its vocabulary."""
-
-    tables: GeneTables
-    vocab: GeneVocab | None = None
-
-
-def inspect_slice(spec: SliceSpec, genes: Genes) -> list[Finding]:
-    """Look at everything in a slice that decides whether and how it can be used; what cannot be read is a finding too."""
-    try:
-        table = read_table(spec)
-        require_cells(table.n_obs, table.n_vars)
-        findings = [file_finding(technology_of(spec), table.n_obs, table.n_vars)]
-    except StofmError as error:
-        return [of_error("file", error)]
-    technology = str(provenance_of(table.uns).get("technology", "unknown"))
-    looks: dict[str, Callable[[], list[Finding]]] = {
-        "technology": lambda: [technology_finding(technology)],
-        "unit": lambda: [_unit(table, spec, technology)],
-        "places": lambda: [place_finding(find_coordinates(table, spec.spatial_key), _value(findings, "um_per_unit"))],
-        "fields of view": lambda: [_fields(table, spec)],
-        "counts": lambda: _counts_and_genes(table, spec, genes),
-        "labels": lambda: [_labels(table, spec)],
-        "as a whole": lambda: _whole(table, spec, is_known_bad=worst(findings) == "fail"),
-        "cost": lambda: [cost_finding(build_cost(_value(findings, "n_entries") or 0))],
-    }
-    for subject, look in looks.items():
-        try:
-            findings += look()
-        except StofmError as error:
-            findings.append(of_error(subject, error))
-    return findings
-
-
 def of_error(subject: str, error: StofmError) -> Finding:
     """Turn a refusal (what was found; what was expected. What to do.) into a finding."""
     message = str(error.args[0])
@@ -106,14 +64,6 @@ def of_error(subject: str, error: StofmError) -> Finding:
 def worst(findings: Sequence[Finding]) -> Verdict:
     """Return the verdict on a slice: that of its worst finding."""
     return max((one.verdict for one in findings), key=("ok", "warn", "fail").index, default="ok")
-
-
-def _value(findings: list[Finding], name: str) -> float | None:
-    """A number that an earlier finding holds, if there is one."""
-    return next((value for one in findings if isinstance(value := one.values.get(name), int | float)), None)
-
-
-# From arrays to findings.
 
 
 def file_finding(layout: str, n_cells: int, n_features: int) -> Finding:
@@ -229,17 +179,18 @@ def species_finding(species: str, *, setting: str, stated: object, has_ids: bool
     return Finding("species", "ok", f"{species} (guessed from the spelling of its genes)", "if that is wrong: --species", values={"species": species})
 
 
-def gene_finding(audit: GeneAudit, floors: GeneConfig) -> Finding:
-    """Say how many genes and counts map to human genes."""
+def gene_finding(audit: GeneAudit, floors: GeneConfig, *, has_counts: bool = True) -> Finding:
+    """Say how many genes map to human genes, and with what share of the counts, unless these could not be read."""
     try:
         require_mapped(audit, min_genes=floors.min_genes, min_share_of_genes=floors.min_share_of_genes)
     except BadSlice as error:
         return of_error("genes", error)
-    found = f"{audit.n_mapped:,} of {audit.n_genes:,} genes map to human genes, with {audit.share_of_counts_mapped:.1%} of the counts"
+    found = f"{audit.n_mapped:,} of {audit.n_genes:,} genes map to human genes"
+    found += f", with {audit.share_of_counts_mapped:.1%} of the counts" if has_counts else ""
     found += f"; {audit.n_merged:,} are summed into another" if audit.n_merged else ""
-    found += f"; most counted of the others: {', '.join(audit.unmapped_examples[:4])}" if audit.unmapped_examples else ""
+    found += f"; these do not: {', '.join(audit.unmapped_examples[:4])}{' ...' if audit.n_dropped > 4 else ''}" if audit.unmapped_examples else ""
     found += f"; markers lost: {', '.join(audit.markers_lost)}" if audit.markers_lost else ""
-    is_little = audit.share_of_counts_mapped < LEAST_SHARE_OF_COUNTS
+    is_little = has_counts and audit.share_of_counts_mapped < LEAST_SHARE_OF_COUNTS
     fix = "name newer tables with `genes.tables`, or correct the names" if is_little or audit.markers_lost else ""
     return Finding("genes", "warn" if fix else "ok", found, fix, values=asdict(audit))
 
@@ -273,90 +224,6 @@ def cost_finding(cost: BuildCost) -> Finding:
     """Say what building a corpus of the slice takes."""
     found = f"about {_duration(cost.seconds)} on one core and {cost.memory_mb / 1024:.1f} GB of memory to bring it into a corpus (estimate)"
     return Finding("cost", "ok", found, values={"minutes": round(cost.seconds / 60, 2), "memory_mb": round(cost.memory_mb)})
-
-
-# From a table to arrays.
-
-
-def _unit(table: AnnData, spec: SliceSpec, technology: str) -> Finding:
-    coords, unit = find_coordinates(table, spec.spatial_key), obs_unit_of(technology)
-    return unit_finding(coords, declared=declared_unit(table.uns), um_per_unit=spec.um_per_unit, usual=floors_of(technology), obs_unit=unit)
-
-
-def _fields(table: AnnData, spec: SliceSpec) -> Finding:
-    rows_of_section(table, find_places(table, spec.spatial_key), spec)
-    column = next((name for name in FOV_COLUMNS if name in table.obs), None)
-    n_fields = int(table.obs[column].nunique()) if column else 0
-    return Finding("fields of view", "ok", f"{n_fields} in obs[{column!r}], side by side" if column else "none named", values={"n_fields": n_fields})
-
-
-def _counts_and_genes(table: AnnData, spec: SliceSpec, genes: Genes) -> list[Finding]:
-    try:
-        counts, var, where = find_counts(table, spec.counts_layer, np.ones(table.n_obs, dtype=bool))
-    except BadSlice as error:
-        usable = [name for name in table.layers if _holds_counts(table, name)]
-        fault = of_error("counts", error)
-        return [Finding("counts", "fail", fault.found, f"--counts-layer {usable[0]} (setting `counts_layer`)" if usable else fault.fix, fault.code)]
-    names = var.index.to_numpy().astype(str)
-    is_control = is_control_name(names)
-    ids = find_ensembl_ids(var, spec.gene_id_column)
-    stated = provenance_of(table.uns).get("species")
-    species = find_species(spec.species, stated, ids, names)
-    of_genes = counts[:, ~is_control]
-    beside = np.asarray(table.uns.get("control_names", [])).astype(str).reshape(-1)  # where a reader has set controls apart
-    of_controls = float(counts[:, is_control].sum()) + (float(table.obsm["controls"].sum()) if len(beside) else 0.0)
-    depth = np.asarray(of_genes.sum(axis=1)).ravel()
-    findings = [
-        count_finding(depth, np.diff(of_genes.indptr), where),
-        control_finding(np.concatenate([names[is_control], beside]), of_controls / max(of_controls + float(depth.sum()), 1.0)),
-        species_finding(species, setting=spec.species, stated=stated, has_ids=bool((ids != "").any())),
-    ]
-    human = human_ids_of(names[~is_control], ids[~is_control], species, genes.tables)
-    of_gene = np.asarray(of_genes.sum(axis=0)).ravel()
-    config = GeneConfig()
-    try:
-        audit = audit_genes(names[~is_control], human, of_gene, species=species, release=genes.tables.release, markers=config.markers)
-    except BadSlice as error:
-        return [*findings, of_error("genes", error)]
-    findings.append(gene_finding(audit, config))
-    if genes.vocab is not None:
-        merged, human_ids = merge_genes(of_genes, human)
-        symbol_of = dict(zip(human.tolist(), names[~is_control].tolist(), strict=True))
-        symbols = np.array([symbol_of[gene] for gene in human_ids.tolist()])
-        findings.append(token_finding(audit_tokens(merged, human_ids, symbols, genes.vocab, config.markers)))
-    return findings
-
-
-def _holds_counts(table: AnnData, layer: str) -> bool:
-    try:
-        find_counts(table, layer, np.ones(table.n_obs, dtype=bool))
-    except BadSlice:
-        return False
-    return True
-
-
-def _labels(table: AnnData, spec: SliceSpec) -> Finding:
-    found = find_labels(table, spec.labels)
-    others = [
-        str(name) for name in table.obs if name not in found and table.obs[name].dtype.kind not in "fiu" and 1 < table.obs[name].nunique() <= 60
-    ]
-    return label_finding(found, others)
-
-
-def _whole(table: AnnData, spec: SliceSpec, *, is_known_bad: bool) -> list[Finding]:
-    """Read the slice as every verb does: what was not seen above comes out here."""
-    try:
-        st_slice: Slice = slice_of(table, spec)
-    except BadSlice as error:
-        return [] if is_known_bad else [of_error("as a whole", error)]
-    try:
-        left = for_corpus(st_slice, QualityConfig())
-    except BadSlice as error:
-        refusal = of_error("in a corpus", error)
-        return [Finding("in a corpus", "warn", f"`stofm build` would refuse it: {refusal.found}", refusal.fix, refusal.code)]
-    dropped = "".join(f", {n:,} dropped ({reason})" for reason, n in left.dropped.items() if n)
-    values = {"n_cells": left.n_cells, "dropped": dict(left.dropped)}
-    return [Finding("in a corpus", "ok", f"{left.n_cells:,} of {table.n_obs:,} cells would be taken{dropped}", values=values)]
 
 
 def _duration(seconds: float) -> str:

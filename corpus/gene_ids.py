@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import Field
 
 from corpus.gene_dictionaries import read_pairs, stated_release
-from corpus.slice import IntArray, Slice, Species, StrArray
+from corpus.slice import FloatArray, Slice, Species, StrArray
 from stofm.config import FrozenModel
 from stofm.durable import file_sha256, read_json
 from stofm.errors import BadSlice, FormatError
@@ -127,7 +127,7 @@ def human_ids_of(names: StrArray, ensembl_ids: StrArray, species: Species, table
     return np.array([tables.human_of_mouse.get(gene, "") for gene in own] if species == "mouse" else own, dtype=str)
 
 
-def audit_genes(names: StrArray, human: StrArray, counts: IntArray, *, species: Species, release: str, markers: Collection[str]) -> GeneAudit:
+def audit_genes(names: StrArray, human: StrArray, counts: FloatArray, *, species: Species, release: str, markers: Collection[str]) -> GeneAudit:
     """Say what became of genes, (n_genes,), with these human ids and total counts; raises as `map_to_human`."""
     is_mapped = human != ""
     if not is_mapped.any():

@@ -1,4 +1,4 @@
-"""`stofm check`: prints what `corpus.findings` finds, for people or for programs."""
+"""`stofm check`: prints what `corpus.inspection` finds, for people or for programs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from corpus.findings import Finding, Genes, inspect_slice, worst
+from corpus.findings import Finding, worst
 from corpus.gene_ids import GENE_TABLES, load_gene_tables, read_gene_tables
 from corpus.gene_vocab import read_gene_vocab
+from corpus.inspection import Genes, inspect_slice
 from corpus.readers import slice_name
 from corpus.slice import SliceSpec
 from corpus.store import Corpus
