@@ -14,13 +14,14 @@ from corpus.gene_vocab import GeneVocab
 from corpus.rank_value import RankValueConfig, rank_value_encode
 from corpus.shards import Record
 from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
-from corpus.sub_slices import SubSliceConfig, cut_sub_slices
+from corpus.sub_slices import SubSlice, SubSliceConfig, cut_sub_slices
 from corpus.virtual_cells import VirtualCellConfig, VirtualCells, make_virtual_cells
 from stofm.config import FrozenModel
 from stofm.fields import (
     CELL_EMBEDDINGS,
     COORDS_UM,
     GENE_TOKENS,
+    IS_CONTEXT,
     N_TOKENS,
     ROWS,
     VIRTUAL_COORDS_UM,
@@ -79,7 +80,7 @@ def extract_gene_scale(counts: csr_matrix, human_ids: StrArray, coords_um: Float
 def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) -> Iterator[Record]:
     """Yield one record per sub-slice for training the cell encoder: gene tokens and places."""
     dtype = np.uint16 if vocab.n_tokens <= np.iinfo(np.uint16).max else np.uint32
-    for members in cut_sub_slices(scale.coords_um, scale.keys, n_cells=config.n_cells):
+    for members in (sub_slice.owned for sub_slice in cut_sub_slices(scale.coords_um, scale.keys, config)):
         tokens = scale.tokens.take(members)
         arrays = {
             ROWS: scale.rows[members].astype(np.uint32),
@@ -91,17 +92,23 @@ def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) ->
 
 
 def embedded_records(scale: GeneScale, embed_cells: EmbedCells, config: ScaleConfig) -> Iterator[Record]:
-    """Yield one record per sub-slice for the SE(2) transformer: cell embeddings, places and the virtual cells of the slice."""
+    """Yield one record per sub-slice for the SE(2) transformer: cell embeddings, places and the virtual cells of the slice.
+
+    With a halo, a record also holds the context of its sub-slice, marked as such; every cell is owned by one record.
+    """
     embeddings = embed_cells(scale.tokens).astype(np.float16)  # rounded before the virtual cells are made from them
     virtual = make_virtual_cells(scale.coords_um, embeddings.astype(np.float32), config.virtual_cells)
-    for members in cut_sub_slices(scale.coords_um, scale.keys, n_cells=config.sub_slices.n_cells):
-        yield {ROWS: scale.rows[members].astype(np.uint32), **sub_slice_arrays(scale, embeddings, virtual, members)}, len(members), 0
+    for one in cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices):
+        yield {ROWS: scale.rows[one.rows].astype(np.uint32), **sub_slice_arrays(scale, embeddings, virtual, one)}, len(one.rows), 0
 
 
-def sub_slice_arrays(scale: GeneScale, embeddings: FloatArray, virtual: VirtualCells, members: IntArray) -> dict[str, np.ndarray]:
+def sub_slice_arrays(scale: GeneScale, embeddings: FloatArray, virtual: VirtualCells, sub_slice: SubSlice) -> dict[str, np.ndarray]:
     """Return what the SE(2) transformer reads of one sub-slice, places relative to its centre (see `stofm.fields`)."""
+    members = sub_slice.rows
     coords, centre = _centred(scale.coords_um[members])
+    context = {IS_CONTEXT: np.arange(len(members)) >= sub_slice.n_owned} if sub_slice.n_owned < len(members) else {}
     return {
+        **context,
         COORDS_UM: coords,
         CELL_EMBEDDINGS: embeddings[members],
         VIRTUAL_OF_CELL: virtual.of_cell[members].astype(np.uint16),
