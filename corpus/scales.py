@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -11,6 +12,7 @@ from scipy.sparse import csr_matrix
 
 from corpus.cell_order import content_keys, tissue_order
 from corpus.gene_vocab import GeneVocab
+from corpus.published_scheme import extract_published
 from corpus.rank_value import RankValueConfig, rank_value_encode
 from corpus.shards import Record
 from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
@@ -23,6 +25,8 @@ from stofm.fields import (
     GENE_TOKENS,
     IS_CONTEXT,
     N_TOKENS,
+    PUBLISHED_PLACES,
+    PUBLISHED_VIRTUAL_PLACES,
     ROWS,
     VIRTUAL_COORDS_UM,
     VIRTUAL_EMBEDDINGS,
@@ -37,6 +41,7 @@ EmbedCells = Callable[[GeneTokens], FloatArray]  # gene tokens of n cells -> (n,
 class ScaleConfig(FrozenModel):
     """How the three scales are extracted; a model carries these settings and applies them to every new slice."""
 
+    scheme: Literal["tissue", "published"] = Field("tissue", description="published: micro and macro scale as published checkpoints need them.")
     rank_value: RankValueConfig = Field(default_factory=RankValueConfig)
     sub_slices: SubSliceConfig = Field(default_factory=SubSliceConfig)
     virtual_cells: VirtualCellConfig = Field(default_factory=VirtualCellConfig)
@@ -96,10 +101,31 @@ def embedded_records(scale: GeneScale, embed_cells: EmbedCells, config: ScaleCon
 
     With a halo, a record also holds the context of its sub-slice, marked as such; every cell is owned by one record.
     """
+    if config.scheme == "published":
+        yield from _published_records(scale, embed_cells)
+        return
     embeddings = embed_cells(scale.tokens).astype(np.float16)  # rounded before the virtual cells are made from them
     virtual = make_virtual_cells(scale.coords_um, embeddings.astype(np.float32), config.virtual_cells)
     for one in cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices):
         yield {ROWS: scale.rows[one.rows].astype(np.uint32), **sub_slice_arrays(scale, embeddings, virtual, one)}, len(one.rows), 0
+
+
+def _published_records(scale: GeneScale, embed_cells: EmbedCells) -> Iterator[Record]:
+    """Yield the records of `scheme: published`, cells in the order of the file; see `corpus.published_scheme`."""
+    order = np.argsort(scale.rows)
+    rows, embeddings = scale.rows[order].astype(np.uint32), embed_cells(scale.tokens)[order]
+    published = extract_published(scale.coords_um[order], embeddings)
+    for members in published.sub_slices:
+        arrays = {
+            ROWS: rows[members],
+            PUBLISHED_PLACES: published.places[members].astype(np.float32),
+            CELL_EMBEDDINGS: embeddings[members],
+            VIRTUAL_OF_CELL: published.virtual.of_cell[members].astype(np.uint16),
+            PUBLISHED_VIRTUAL_PLACES: published.virtual.coords_um.astype(np.float32),
+            VIRTUAL_EMBEDDINGS: published.virtual.embeddings,
+            VIRTUAL_SIZES: published.virtual.sizes.astype(np.uint32),
+        }
+        yield arrays, len(members), 0
 
 
 def sub_slice_arrays(scale: GeneScale, embeddings: FloatArray, virtual: VirtualCells, sub_slice: SubSlice) -> dict[str, np.ndarray]:

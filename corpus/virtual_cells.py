@@ -68,7 +68,11 @@ def make_virtual_cells(coords_um: FloatArray, embeddings: FloatArray, config: Vi
     n_clusters = min(config.n_max, max(1, n // config.cells_each))
     if n_clusters == 0:
         return VirtualCells(np.zeros((0, 2)), np.zeros((0, embeddings.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(n, np.int64))
-    of_cell = _cluster(coords_um, embeddings, n_clusters, config)
+    return virtual_cells_of(_cluster(coords_um, embeddings, n_clusters, config), coords_um, embeddings)
+
+
+def virtual_cells_of(of_cell: IntArray, coords_um: FloatArray, embeddings: FloatArray) -> VirtualCells:
+    """Return the virtual cells of clusters 0, 1, ... of cells, (n,) int64."""
     sizes = np.bincount(of_cell)
     return VirtualCells(
         coords_um=_means(coords_um, of_cell, sizes),

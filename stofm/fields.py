@@ -22,6 +22,10 @@ VIRTUAL_COORDS_UM: Final = "virtual_coords_um"  # (V, 2) float32, micrometres, o
 VIRTUAL_EMBEDDINGS: Final = "virtual_embeddings"  # (V, 256) float32, mean of the cells' embeddings
 VIRTUAL_SIZES: Final = "virtual_sizes"  # (V,) uint32, cells of each virtual cell
 
+# Records of an embedded view under `scheme: published` have these instead of COORDS_UM, VIRTUAL_COORDS_UM, IS_CONTEXT.
+PUBLISHED_PLACES: Final = "published_places"  # (n, 2) float32, in hundredths of the diagonal of the slice's bounding box, from its middle
+PUBLISHED_VIRTUAL_PLACES: Final = "published_virtual_places"  # (V, 2) float32, likewise
+
 # What an embedded AnnData carries.
 X_STOFM: Final = "X_stofm"  # obsm, (n_cells, 256) float32, cell representations
 X_STOFM_CELL: Final = "X_stofm_cell"  # obsm, (n_cells, 256) float32, cell embeddings (gene scale alone)
