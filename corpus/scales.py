@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -11,17 +12,21 @@ from scipy.sparse import csr_matrix
 
 from corpus.cell_order import content_keys, tissue_order
 from corpus.gene_vocab import GeneVocab
+from corpus.published_scheme import extract_published
 from corpus.rank_value import RankValueConfig, rank_value_encode
 from corpus.record import Record
 from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
-from corpus.sub_slices import SubSliceConfig, cut_sub_slices
+from corpus.sub_slices import SubSlice, SubSliceConfig, cut_sub_slices
 from corpus.virtual_cells import VirtualCellConfig, VirtualCells, make_virtual_cells
 from stofm.config import FrozenModel
 from stofm.fields import (
     CELL_EMBEDDINGS,
     COORDS_UM,
     GENE_TOKENS,
+    IS_CONTEXT,
     N_TOKENS,
+    PUBLISHED_PLACES,
+    PUBLISHED_VIRTUAL_PLACES,
     ROWS,
     VIRTUAL_COORDS_UM,
     VIRTUAL_EMBEDDINGS,
@@ -36,6 +41,7 @@ EmbedCells = Callable[[GeneTokens], FloatArray]  # gene tokens of n cells -> (n,
 class ScaleConfig(FrozenModel):
     """How the three scales are extracted; a model carries these settings and applies them to every new slice."""
 
+    scheme: Literal["tissue", "published"] = Field("tissue", description="published: micro and macro scale as published checkpoints need them.")
     rank_value: RankValueConfig = Field(default_factory=RankValueConfig)
     sub_slices: SubSliceConfig = Field(default_factory=SubSliceConfig)
     virtual_cells: VirtualCellConfig = Field(default_factory=VirtualCellConfig)
@@ -79,7 +85,7 @@ def extract_gene_scale(counts: csr_matrix, human_ids: StrArray, coords_um: Float
 def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) -> Iterator[Record]:
     """Yield one record per sub-slice for training the cell encoder: gene tokens and places."""
     dtype = np.uint16 if vocab.n_tokens <= np.iinfo(np.uint16).max else np.uint32
-    for members in cut_sub_slices(scale.coords_um, scale.keys, n_cells=config.n_cells):
+    for members in (sub_slice.owned for sub_slice in cut_sub_slices(scale.coords_um, scale.keys, config)):
         tokens = scale.tokens.take(members)
         arrays = {
             ROWS: scale.rows[members].astype(np.uint32),
@@ -91,17 +97,44 @@ def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) ->
 
 
 def embedded_records(scale: GeneScale, embed_cells: EmbedCells, config: ScaleConfig) -> Iterator[Record]:
-    """Yield one record per sub-slice for the SE(2) transformer: cell embeddings, places and the virtual cells of the slice."""
+    """Yield one record per sub-slice for the SE(2) transformer: cell embeddings, places and the virtual cells of the slice.
+
+    With a halo, a record also holds the context of its sub-slice, marked as such; every cell is owned by one record.
+    """
+    if config.scheme == "published":
+        yield from _published_records(scale, embed_cells)
+        return
     embeddings = embed_cells(scale.tokens).astype(np.float16)  # rounded before the virtual cells are made from them
     virtual = make_virtual_cells(scale.coords_um, embeddings.astype(np.float32), config.virtual_cells)
-    for members in cut_sub_slices(scale.coords_um, scale.keys, n_cells=config.sub_slices.n_cells):
-        yield {ROWS: scale.rows[members].astype(np.uint32), **sub_slice_arrays(scale, embeddings, virtual, members)}, len(members), 0
+    for one in cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices):
+        yield {ROWS: scale.rows[one.rows].astype(np.uint32), **sub_slice_arrays(scale, embeddings, virtual, one)}, len(one.rows), 0
 
 
-def sub_slice_arrays(scale: GeneScale, embeddings: FloatArray, virtual: VirtualCells, members: IntArray) -> dict[str, np.ndarray]:
+def _published_records(scale: GeneScale, embed_cells: EmbedCells) -> Iterator[Record]:
+    """Yield the records of `scheme: published`, cells in the order of the file; see `corpus.published_scheme`."""
+    order = np.argsort(scale.rows)
+    rows, embeddings = scale.rows[order].astype(np.uint32), embed_cells(scale.tokens)[order]
+    published = extract_published(scale.coords_um[order], embeddings)
+    for members in published.sub_slices:
+        arrays = {
+            ROWS: rows[members],
+            PUBLISHED_PLACES: published.places[members].astype(np.float32),
+            CELL_EMBEDDINGS: embeddings[members],
+            VIRTUAL_OF_CELL: published.virtual.of_cell[members].astype(np.uint16),
+            PUBLISHED_VIRTUAL_PLACES: published.virtual.coords_um.astype(np.float32),
+            VIRTUAL_EMBEDDINGS: published.virtual.embeddings,
+            VIRTUAL_SIZES: published.virtual.sizes.astype(np.uint32),
+        }
+        yield arrays, len(members), 0
+
+
+def sub_slice_arrays(scale: GeneScale, embeddings: FloatArray, virtual: VirtualCells, sub_slice: SubSlice) -> dict[str, np.ndarray]:
     """Return what the SE(2) transformer reads of one sub-slice, places relative to its centre (see `stofm.fields`)."""
+    members = sub_slice.rows
     coords, centre = _centred(scale.coords_um[members])
+    context = {IS_CONTEXT: np.arange(len(members)) >= sub_slice.n_owned} if sub_slice.n_owned < len(members) else {}
     return {
+        **context,
         COORDS_UM: coords,
         CELL_EMBEDDINGS: embeddings[members],
         VIRTUAL_OF_CELL: virtual.of_cell[members].astype(np.uint16),

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
+from scipy.sparse import csr_matrix
 
 from corpus.slice import FloatArray, IntArray
 from stofm.config import FrozenModel
+
+BLOCK_CELLS = 8192
 
 
 class VirtualCellConfig(FrozenModel):
@@ -65,7 +68,11 @@ def make_virtual_cells(coords_um: FloatArray, embeddings: FloatArray, config: Vi
     n_clusters = min(config.n_max, max(1, n // config.cells_each))
     if n_clusters == 0:
         return VirtualCells(np.zeros((0, 2)), np.zeros((0, embeddings.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(n, np.int64))
-    of_cell = _cluster(coords_um, embeddings, n_clusters, config)
+    return virtual_cells_of(_cluster(coords_um, embeddings, n_clusters, config), coords_um, embeddings)
+
+
+def virtual_cells_of(of_cell: IntArray, coords_um: FloatArray, embeddings: FloatArray) -> VirtualCells:
+    """Return the virtual cells of clusters 0, 1, ... of cells, (n,) int64."""
     sizes = np.bincount(of_cell)
     return VirtualCells(
         coords_um=_means(coords_um, of_cell, sizes),
@@ -76,20 +83,28 @@ def make_virtual_cells(coords_um: FloatArray, embeddings: FloatArray, config: Vi
 
 
 def _cluster(coords_um: FloatArray, embeddings: FloatArray, n_clusters: int, config: VirtualCellConfig) -> IntArray:
-    """k-means labels without gaps, (n,) int64."""
+    """k-means labels without gaps, (n,) int64; on one thread, since sums over several come in the order in which they finish."""
     from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
-    wide = embeddings.astype(np.float64)
-    scores = np.zeros((len(wide), 1))
-    if np.ptp(wide, axis=0).any():  # else all cells express alike
-        scores = PCA(min(config.n_components, *wide.shape), svd_solver="covariance_eigh").fit_transform(wide)
-    features = np.hstack([_unit_spread(coords_um) * config.space_weight**0.5, _unit_spread(scores) * (1 - config.space_weight) ** 0.5])
-    with warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: fewer virtual cells
+        scores = _principal_scores(embeddings, config.n_components)
+        features = np.hstack([_unit_spread(coords_um) * config.space_weight**0.5, _unit_spread(scores) * (1 - config.space_weight) ** 0.5])
         labels = KMeans(n_clusters, n_init=1, random_state=config.seed).fit_predict(features)
     return np.unique(labels, return_inverse=True)[1]
+
+
+def _principal_scores(embeddings: FloatArray, n_components: int) -> FloatArray:
+    """Scores of the leading principal components, (n, n_components) float64."""
+    mean = embeddings.mean(axis=0, dtype=np.float64)
+    scatter = np.zeros((embeddings.shape[1], embeddings.shape[1]))
+    for block in _blocks(len(embeddings)):
+        centred = embeddings[block] - mean
+        scatter += centred.T @ centred
+    leading = np.linalg.eigh(scatter)[1][:, : -n_components - 1 : -1]
+    return np.vstack([(embeddings[block] - mean) @ leading for block in _blocks(len(embeddings))])
 
 
 def _unit_spread(points: FloatArray) -> FloatArray:
@@ -100,7 +115,14 @@ def _unit_spread(points: FloatArray) -> FloatArray:
 
 
 def _means(values: FloatArray, of_cell: IntArray, sizes: IntArray) -> FloatArray:
-    """Mean of the rows of each cluster, in float64."""
+    """Mean of the rows of each cluster, (V, D) float64."""
     sums = np.zeros((len(sizes), values.shape[1]))
-    np.add.at(sums, of_cell, values.astype(np.float64))
+    for block in _blocks(len(values)):
+        members = of_cell[block]
+        sums += csr_matrix((np.ones(len(members)), (members, np.arange(len(members)))), shape=(len(sizes), len(members))) @ values[block]
     return sums / sizes[:, None]
+
+
+def _blocks(n_cells: int) -> list[slice]:
+    """Rows to work through a block at a time, so that not all embeddings are in float64 at once."""
+    return [slice(start, start + BLOCK_CELLS) for start in range(0, n_cells, BLOCK_CELLS)]

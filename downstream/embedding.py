@@ -139,14 +139,14 @@ def represent_cells(scale: GeneScale, embeddings: FloatArray, embedder: Embedder
     transformer, config = embedder.model.se2_transformer, embedder.scales
     device = next(transformer.parameters()).device
     virtual = make_virtual_cells(scale.coords_um, embeddings, config.virtual_cells)
-    parts = cut_sub_slices(scale.coords_um, scale.keys, n_cells=config.sub_slices.n_cells)
+    parts = cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices)
     cell_repr = np.empty_like(embeddings)
     for start in range(0, len(parts), SUB_SLICES_PER_BATCH):
         members = parts[start : start + SUB_SLICES_PER_BATCH]
         batch = collate([sub_slice_arrays(scale, embeddings, virtual, one) for one in members]).to(device)
         output = transformer(batch).cell_repr.float().cpu().numpy()
         for one, of_cells in zip(members, output, strict=True):
-            cell_repr[one] = of_cells[: len(one)]
+            cell_repr[one.owned] = of_cells[: one.n_owned]
     return cell_repr
 
 

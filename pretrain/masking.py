@@ -13,6 +13,7 @@ from pretrain.config import SE2StageConfig
 from stofm.fields import (
     CELL_EMBEDDINGS,
     COORDS_UM,
+    IS_CONTEXT,
     MASK_TOKEN,
     N_LEADING_SPECIALS,
     VIRTUAL_COORDS_UM,
@@ -80,16 +81,17 @@ def mask_sub_slice(arrays: dict[str, np.ndarray], config: SE2StageConfig, *, n_n
     """
     embeddings, coords = arrays[CELL_EMBEDDINGS].astype(np.float32), arrays[COORDS_UM]
     n = len(coords)
-    order = rng.permutation(n)
-    n_masked = max(1, int(config.mask_rate * n))
+    owned = np.flatnonzero(~arrays.get(IS_CONTEXT, np.zeros(n, bool)))  # context is hidden and asked for in its own sub-slice
+    order = rng.permutation(owned)
+    n_masked = max(1, int(config.mask_rate * len(owned)))
     is_masked, is_predicted, is_moved = (np.zeros(n, bool) for _ in range(3))
     is_masked[order[:n_masked]] = True
-    is_predicted[order[: n_masked + int(config.keep_rate * n)]] = True
+    is_predicted[order[: n_masked + int(config.keep_rate * len(owned))]] = True
 
     spacing, neighbors, distances = _neighborhood(coords, n_neighbors)
     typical = float(np.median(spacing)) if n > 1 else 0.0
     if typical > 0:  # else all cells lie in one point, and there is no distance to recover
-        is_moved[rng.permutation(n)[: max(1, int(config.move_rate * n))]] = True
+        is_moved[rng.permutation(owned)[: max(1, int(config.move_rate * len(owned)))]] = True
     moved_coords = coords + is_moved[:, None] * spacing[:, None] * config.move_sigma * rng.standard_normal((n, 2))
     moved = np.flatnonzero(is_moved)
     pairs = np.stack([np.repeat(moved, neighbors.shape[1]), neighbors[moved].ravel()], axis=1)

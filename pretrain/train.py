@@ -72,6 +72,8 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     """
     folder, corpus = Path(config.out), Corpus(Path(config.corpus))
     check_folder(folder, RUN_KIND)
+    if corpus.scales.scheme != "tissue":
+        raise ConfigError(f"corpus {config.corpus}: found `scheme: {corpus.scales.scheme}`; training expects `tissue`. Build it again with that.")
     accelerator = _accelerator(config)
     if not accelerator.is_main_process:
         callbacks = SILENT

@@ -16,10 +16,15 @@ COORDS_UM: Final = "coords_um"  # (n, 2) float32, micrometres, origin at the cen
 GENE_TOKENS: Final = "gene_tokens"  # (sum of lengths,) uint16 or uint32, cells one after the other
 N_TOKENS: Final = "n_tokens"  # (n,) uint16, gene tokens of each cell
 CELL_EMBEDDINGS: Final = "cell_embeddings"  # (n, 256) float16, unit length
+IS_CONTEXT: Final = "is_context"  # (n,) bool, cells of another sub-slice seen as context; only in records that have some
 VIRTUAL_OF_CELL: Final = "virtual_of_cell"  # (n,) uint16, the virtual cell that each cell belongs to
 VIRTUAL_COORDS_UM: Final = "virtual_coords_um"  # (V, 2) float32, micrometres, origin as COORDS_UM
 VIRTUAL_EMBEDDINGS: Final = "virtual_embeddings"  # (V, 256) float32, mean of the cells' embeddings
 VIRTUAL_SIZES: Final = "virtual_sizes"  # (V,) uint32, cells of each virtual cell
+
+# Records of an embedded view under `scheme: published` have these instead of COORDS_UM, VIRTUAL_COORDS_UM, IS_CONTEXT.
+PUBLISHED_PLACES: Final = "published_places"  # (n, 2) float32, in hundredths of the diagonal of the slice's bounding box, from its middle
+PUBLISHED_VIRTUAL_PLACES: Final = "published_virtual_places"  # (V, 2) float32, likewise
 
 # What an embedded AnnData carries.
 X_STOFM: Final = "X_stofm"  # obsm, (n_cells, 256) float32, cell representations

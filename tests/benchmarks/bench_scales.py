@@ -8,16 +8,12 @@ sub-slice cannot hold (tissue)? Same slices, same head, regions of a held-out sl
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from report import write_report
 
 from corpus.build import CorpusConfig, build_corpus
 from corpus.readers import read_slice
@@ -33,7 +29,6 @@ from downstream.scores import score_labels
 from pretrain.config import EncoderStageConfig, OptimConfig, PretrainConfig, SE2StageConfig
 from pretrain.train import train
 from stofm.cell_encoder import CellEncoderConfig
-from stofm.durable import write_text
 from stofm.se2_transformer import SE2TransformerConfig
 
 SIGNALS = {"neighborhood": {"tissue_signal": False}, "tissue": {"neighborhood_signal": False}}  # beside gene_signal=False
@@ -125,9 +120,6 @@ def write_result(scores: dict[str, list[dict[str, float]]]) -> None:
         cells = [f"{np.mean([one[name] for one in of_seeds]):.3f} ± {np.std([one[name] for one in of_seeds], ddof=1):.3f}"
                  for name in (ENCODER, NO_VIRTUAL, FULL)]  # fmt: skip
         lines.append(f"| {signal} | {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "scikit-learn", "numpy"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     rounded = {signal: [{name: round(score, 3) for name, score in one.items()} for one in of_seeds] for signal, of_seeds in scores.items()}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform(terse=True)}, Python {platform.python_version()}"
-    lines += ["", f"Each seed: {rounded}", "", f"Command: `make bench`. Work: {FULLY}. Commit: {commit}. Versions: {versions}. Machine: {machine}."]
-    write_text(Path("results") / f"scales_cpu_{date.today().isoformat()}.md", "\n".join(lines) + "\n")
+    lines += ["", f"Each seed: {rounded}"]
+    write_report("scales", lines, work=FULLY, packages=("torch", "transformers", "scikit-learn", "numpy"))

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
+from scipy.spatial.distance import cdist
 from synth import MOTIONS, spot_grid, turned
 
 from corpus.cell_order import content_keys
 from corpus.rank_value import rank_value_encode
-from corpus.scales import embedded_records, extract_gene_scale
-from corpus.sub_slices import cut_sub_slices
-from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, ROWS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS, VIRTUAL_OF_CELL, VIRTUAL_SIZES
+from corpus.scales import ScaleConfig, embedded_records, extract_gene_scale, token_records
+from corpus.sub_slices import SubSliceConfig, cut_sub_slices
+from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, IS_CONTEXT, ROWS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS, VIRTUAL_OF_CELL, VIRTUAL_SIZES
 from stofm.gene_tokens import GeneTokens
 
 PLACES = {
@@ -89,15 +90,31 @@ def test_the_row_order_of_the_file_changes_no_scale(tiny_corpus, tissue, seed):
     assert_same_scales(scales_of(tiny_corpus, counts, human_ids, coords, np.sort(rows)), sorted_otherwise)
 
 
+def test_with_a_halo_every_cell_is_owned_by_one_record_and_seen_near_it_as_context(tiny_corpus):
+    truth, near_um = tiny_corpus.truth("slice_0"), 40.0
+    scales = ScaleConfig(sub_slices=SubSliceConfig(n_cells=100, halo_um=near_um), virtual_cells=tiny_corpus.scales.virtual_cells)
+    scale = extract_gene_scale(truth.counts, truth.human_ids, truth.coords_um, tiny_corpus.vocab, scales.rank_value)
+    records = [arrays for arrays, _, _ in embedded_records(scale, embed, scales)]
+    rows, is_context = [one[ROWS].astype(int) for one in records], [one[IS_CONTEXT] for one in records]
+    owned = [cells[~context] for cells, context in zip(rows, is_context, strict=True)]
+    assert np.sort(np.concatenate(owned)).tolist() == np.sort(scale.rows).tolist()
+    assert len(records) == 4
+    assert all(context.any() for context in is_context)
+    to_owned = [cdist(truth.coords_um, truth.coords_um[cells]).min(axis=1) for cells in owned]
+    assert [np.sort(cells).tolist() for cells in rows] == [np.flatnonzero(distance <= near_um).tolist() for distance in to_owned]
+    token_rows = [arrays[ROWS] for arrays, _, _ in token_records(scale, tiny_corpus.vocab, scales.sub_slices)]
+    assert np.sort(np.concatenate(token_rows)).tolist() == np.sort(scale.rows).tolist()
+
+
 @pytest.mark.parametrize("degrees", [0.1, 30.0, 60.0, 73.0, 180.0])
 def test_ties_of_a_spot_grid_are_broken_alike_however_it_lies(tiny_corpus, degrees):
     grid = spot_grid(15, 25)  # the cut goes through a column of spots
     keys = content_keys(tiny_corpus.truth("slice_0").counts)[: len(grid)]
     assert len(np.unique(keys)) == len(grid)
-    first, second = cut_sub_slices(grid, keys, n_cells=188)
+    first, second = (one.owned for one in cut_sub_slices(grid, keys, SubSliceConfig(n_cells=188)))
     n_ties = int(np.isin(grid[:, 0], np.intersect1d(grid[first, 0], grid[second, 0])).sum())
-    again = cut_sub_slices(turned(grid, degrees), keys, n_cells=188)
-    n_moved = min(len(set(first.tolist()) ^ set(part.tolist())) for part in again)
+    again = cut_sub_slices(turned(grid, degrees), keys, SubSliceConfig(n_cells=188))
+    n_moved = min(len(set(first.tolist()) ^ set(part.owned.tolist())) for part in again)
     assert n_ties >= 7
     assert n_moved == 0
 

@@ -9,7 +9,7 @@ from synth import random_cells, random_record, record_of
 
 from pretrain.config import SE2StageConfig
 from pretrain.masking import mask_gene_tokens, mask_sub_slice
-from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, MASK_TOKEN, PAD_TOKEN, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS
+from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, IS_CONTEXT, MASK_TOKEN, PAD_TOKEN, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS
 
 CLS = 99
 CONFIG = SE2StageConfig(mask_rate=0.2, keep_rate=0.1, move_rate=0.3)
@@ -47,6 +47,16 @@ def test_the_share_of_cells_asked_for_is_hidden_predicted_and_moved(n_cells, n_m
     assert one.is_predicted.sum() == n_predicted
     assert one.is_predicted[one.seen["is_masked"]].all()
     assert moved_cells(record, one).sum() == n_moved
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_context_is_neither_hidden_nor_predicted_nor_moved(seed):
+    record = random_record(0, 60) | {IS_CONTEXT: np.arange(60) >= 40}
+    one = masked(record, seed)
+    touched = one.seen["is_masked"] | one.is_predicted | moved_cells(record, one)
+    assert not touched[40:].any()
+    assert (one.seen["is_masked"].sum(), one.is_predicted.sum(), moved_cells(record, one).sum()) == (8, 12, 12)
+    assert (one.pairs[:, 0] < 40).all()
 
 
 def test_hidden_embeddings_are_gone_and_all_others_as_they_were():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from synth import random_cells
+from threadpoolctl import threadpool_limits
 
 from corpus.virtual_cells import VirtualCellConfig, make_virtual_cells
 
@@ -76,3 +77,13 @@ def test_the_same_cells_give_the_same_virtual_cells(cells):
     first, second = (make_virtual_cells(*cells, VirtualCellConfig(cells_each=10)) for _ in range(2))
     assert first.embeddings.tobytes() == second.embeddings.tobytes()
     assert first.of_cell.tolist() == second.of_cell.tolist()
+
+
+def test_the_number_of_threads_changes_no_bit():
+    coords, embeddings, _ = random_cells(0, 3000)
+    of_threads = []
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads):
+            of_threads.append(make_virtual_cells(coords, embeddings.astype(np.float32), VirtualCellConfig()))
+    assert of_threads[0].embeddings.tobytes() == of_threads[1].embeddings.tobytes()
+    assert of_threads[0].coords_um.tobytes() == of_threads[1].coords_um.tobytes()
