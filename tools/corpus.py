@@ -22,11 +22,8 @@ def run_show(where: str) -> None:
     for fact in ("technology", "species"):
         for value, sums in totals[f"by_{fact}"].items():
             say(f"{fact} {value}: {sums['slices']} slices, {sums['cells']} cells")
-    everything = totals["all"]
-    aside = f"; {len(manifest['quarantined'])} slices set aside" if manifest["quarantined"] else ""
-    say(
-        f"{everything['slices']} slices, {everything['cells']} cells, {everything['sub_slices']} sub-slices, {len(corpus.vocab.gene_ids)} genes{aside}"
-    )
+    sums = totals["all"]
+    say(f"{sums['slices']} slices, {sums['cells']} cells, {sums['sub_slices']} sub-slices; {len(manifest['quarantined'])} slices set aside")
 
 
 def run_verify(where: str) -> None:
