@@ -1,8 +1,11 @@
-"""A training view opened for reading any record at any time: mapped into memory, nothing copied, no damage read as data."""
+"""A training view opened for reading any record at any time: mapped into memory or asked for by range, no damage read as data."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import mmap
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -11,8 +14,23 @@ import xxhash
 
 from corpus.record import parse_record
 from corpus.shards import VIEW_FORMAT, RecordPlace
-from stofm.durable import file_sha256, read_json
+from corpus.storage import Place
 from stofm.errors import FormatError, located
+
+
+def read_places(index: bytes) -> list[RecordPlace]:
+    """Return the places of all records from the bytes of an ``index.parquet``."""
+    import pyarrow.parquet as pq
+
+    names = list(RecordPlace.__dataclass_fields__)
+    columns = pq.read_table(io.BytesIO(index), columns=names).to_pydict()
+    return [RecordPlace(*values) for values in zip(*(columns[name] for name in names), strict=True)]
+
+
+def check_record(place: RecordPlace, data: bytes | memoryview) -> None:
+    """Raise `FormatError` unless these are the bytes that were written as the record at `place`."""
+    if xxhash.xxh3_64_intdigest(data) != place.xxh3:
+        raise FormatError("bytes differ from those written. Repair the shard, or build the view again.")
 
 
 class View:
@@ -20,31 +38,32 @@ class View:
 
     Attributes
     ----------
+    where : Place
+        Its folder, on this machine or elsewhere.
     meta : dict
         The content of `view.json`.
-    places : list of RecordPlace
-        Where each record lies, by its ordinal.
     """
 
-    def __init__(self, folder: Path, *, view_id: str | None = None) -> None:
+    def __init__(self, where: str | Path | Place, *, view_id: str | None = None) -> None:
         """Open a view; with `view_id`, only that one.
 
         Raises
         ------
         FormatError
-            If the view is of another format, another view, or if its index or a shard is missing, changed or cut off.
+            If the view is of another format, another view, or if its index or a shard is missing, changed or cut off
+            (shards elsewhere are not asked for their sizes: what is wrong with them shows when a record is read).
         """
-        self.folder = folder
-        self.meta = read_json(folder / "view.json")
+        self.where = Place(where)
+        self.meta = (self.where / "view.json").read_json()
         if self.meta.get("format") != VIEW_FORMAT:
-            raise FormatError(f"view {folder}: found format {self.meta.get('format')!r}; expected {VIEW_FORMAT!r}. Build it again.")
+            raise FormatError(f"view {self.where}: found format {self.meta.get('format')!r}; expected {VIEW_FORMAT!r}. Build it again.")
         if view_id not in (None, self.view_id):
-            raise FormatError(f"view {folder}: found view {self.view_id}; expected {view_id}, which its corpus names. Build the view again.")
-        index = folder / "index.parquet"
-        if not index.is_file() or file_sha256(index) != self.meta["index"]["sha256"]:
-            raise FormatError(f"view {folder}: index.parquet is missing or not the one that view.json names. Build the view again.")
-        for shard in self.meta["shards"]:
-            path = folder / shard["name"]
+            raise FormatError(f"view {self.where}: found view {self.view_id}; expected {view_id}, which its corpus names. Build the view again.")
+        self._index = (self.where / "index.parquet").read()
+        if hashlib.sha256(self._index).hexdigest() != self.meta["index"]["sha256"]:
+            raise FormatError(f"view {self.where}: index.parquet is not the one that view.json names. Build the view again.")
+        for shard in self.meta["shards"] if self.where.local is not None else ():
+            path = self.where.local / shard["name"]
             size = path.stat().st_size if path.is_file() else 0
             if size != shard["bytes"]:
                 raise FormatError(f"shard {path}: found {size} bytes; expected {shard['bytes']}. Repair it, or build the view again.")
@@ -60,31 +79,39 @@ class View:
 
     @cached_property
     def places(self) -> list[RecordPlace]:
-        import pyarrow.parquet as pq
-
-        names = list(RecordPlace.__dataclass_fields__)
-        columns = pq.read_table(self.folder / "index.parquet", columns=names).to_pydict()
-        return [RecordPlace(*values) for values in zip(*(columns[name] for name in names), strict=True)]
+        """Where each record lies, by its ordinal."""
+        return read_places(self._index)
 
     def read(self, number: int) -> dict[str, np.ndarray]:
-        """Return the arrays of record `number`, read-only views of the mapped file.
+        """Return the arrays of record `number`, read-only; those of a view on this machine are part of the mapped file.
 
-        A record is checked against its hash the first time it is read; `FormatError` names shard, key and offset of a
-        damaged one.
+        A record is checked against its hash the first time it is read (one that comes over the network every time);
+        `FormatError` names shard, key and offset of a damaged one.
         """
         place = self.places[number]
-        shard = self._mapped(place.shard)
-        with located(f"shard {self.folder / place.shard}, record {place.key}, offset {place.offset}"):
+        with located(f"shard {self.where / place.shard}, record {place.key}, offset {place.offset}"):
+            if self.where.local is None:
+                data = (self.where / place.shard).read(place.offset, place.offset + place.nbytes)
+                check_record(place, data)
+                return parse_record(data)
+            shard = self._mapped(place.shard)
             if not self._is_checked[number]:
-                with memoryview(shard) as data:
-                    found = xxhash.xxh3_64_intdigest(data[place.offset : place.offset + place.nbytes])
-                if found != place.xxh3:
-                    raise FormatError("bytes differ from those written. Repair the shard, or build the view again.")
+                with memoryview(shard) as whole:
+                    check_record(place, whole[place.offset : place.offset + place.nbytes])
                 self._is_checked[number] = True
             return parse_record(shard, place.offset, place.nbytes)
 
+    def will_need(self, numbers: Iterable[int]) -> None:
+        """Ask the system to have these records in memory soon; a view elsewhere knows no such thing."""
+        if self.where.local is None:
+            return
+        for place in map(self.places.__getitem__, numbers):
+            start = place.offset - place.offset % mmap.PAGESIZE
+            self._mapped(place.shard).madvise(mmap.MADV_WILLNEED, start, place.offset + place.nbytes - start)
+
     def _mapped(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
-            with (self.folder / shard).open("rb") as file:
+            assert self.where.local is not None
+            with (self.where.local / shard).open("rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[shard]

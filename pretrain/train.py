@@ -70,7 +70,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     CheckpointError
         If the output holds a run of another configuration or corpus, or the encoder does not fit the vocabulary.
     """
-    folder, corpus = Path(config.out), Corpus(Path(config.corpus))
+    folder, corpus = Path(config.out), Corpus(config.corpus)
     check_folder(folder, RUN_KIND)
     if corpus.scales.scheme != "tissue":
         raise ConfigError(f"corpus {config.corpus}: found `scheme: {corpus.scales.scheme}`; training expects `tissue`. Build it again with that.")

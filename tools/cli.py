@@ -106,6 +106,35 @@ def seen(
     run_seen(slice_specs([path], counts_layer=counts_layer, species=species)[0], corpus, as_json=as_json)
 
 
+corpus_verbs = typer.Typer(no_args_is_help=True, help="Show a corpus, verify it, repair it.")
+app.add_typer(corpus_verbs, name="corpus")
+CorpusAt = Annotated[str, typer.Argument(help="Folder of a corpus.", show_default=False)]
+
+
+@corpus_verbs.command("show")
+def corpus_show(corpus: Annotated[str, typer.Argument(help="Folder or URL of a corpus.", show_default=False)]) -> None:
+    """Say what a corpus holds: slices, cells, technologies, and what was set aside."""
+    from tools.corpus import run_show
+
+    run_show(corpus)
+
+
+@corpus_verbs.command("verify")
+def corpus_verify(corpus: CorpusAt) -> None:
+    """Compare every file with its hash; a damaged shard is named with the key and offset of each damaged record."""
+    from tools.corpus import run_verify
+
+    run_verify(corpus)
+
+
+@corpus_verbs.command("repair")
+def corpus_repair(corpus: CorpusAt) -> None:
+    """Make damaged shards and stores again, to the same bytes, and touch nothing else."""
+    from tools.corpus import run_repair
+
+    run_repair(corpus)
+
+
 @app.command()
 def train(config: Config, overrides: Overrides = None) -> None:
     """Pretrain a model on a corpus; started again, it goes on where it stopped.

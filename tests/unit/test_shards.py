@@ -158,8 +158,8 @@ def test_a_truncated_shard_is_refused_at_opening(folder, n_missing):
     ("spoil", "message"),
     [
         (lambda folder: next(folder.glob("shard-00000-*.tar")).unlink(), r"shard-00000-\w+.tar: found 0 bytes"),
-        (lambda folder: (folder / "index.parquet").unlink(), "index.parquet is missing or not the one"),
-        (lambda folder: index_of_another_view(folder), "index.parquet is missing or not the one"),
+        (lambda folder: (folder / "index.parquet").unlink(), "index.parquet: no such file; expected one"),
+        (lambda folder: index_of_another_view(folder), "index.parquet is not the one that view.json names"),
         (lambda folder: (folder / "view.json").unlink(), "view.json: .*expected a JSON object"),
         (lambda folder: (folder / "view.json").write_text('{"format": "stofm-view/9"}'), "found format 'stofm-view/9'; expected 'stofm-view/1'"),
     ],
