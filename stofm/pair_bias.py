@@ -50,7 +50,8 @@ class PairBias(nn.Module):
 
     def of_distance(self, distance_um: Tensor) -> Tensor:
         """Map (E,) distances in micrometres to (E, H) biases."""
-        u = torch.log1p(distance_um / self.length_um).clamp(max=self.farthest)
+        distance_um = distance_um.clamp(max=FARTHEST_UM)
+        u = torch.log1p(distance_um / self.length_um)
         basis = soft_one_hot_linspace(u, 0.0, self.farthest, self.n_radial, basis="gaussian", cutoff=False)  # (E, K)
         return self.mlp(basis) - distance_um[:, None] / self.log_reach_um.exp()
 
