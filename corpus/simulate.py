@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 LANDMARK = "landmark"
-LANDMARK_SHARE = 0.06  # of the tissue's length
+LANDMARK_SHARE = 0.15  # of the tissue's length
 NICHE_CELLS = 12  # cells that share a niche
 SPACING_UM = 10.0
 

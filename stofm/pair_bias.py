@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from e3nn.math import soft_one_hot_linspace
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from stofm.batch import SubSliceBatch
 from stofm.geometry import Pairs
 
 FARTHEST_UM = 20_000.0  # distances beyond two centimetres, wider than any slide, look alike
+REACH_UM = (40.0, 2_000.0)  # shortest and longest at the start
+WITH_VIRTUAL = (-4.0, 4.0)  # at the start: what a pair with a virtual cell adds in heads that read cells, and in those that read virtual cells
 
 
 class PairBias(nn.Module):
@@ -17,6 +21,9 @@ class PairBias(nn.Module):
 
     Distances enter as ``log(1 + d / length_um)`` through K Gaussians (e3nn's radial basis), so that 10 um between
     neighbours and 5 mm between ends of a tissue are both resolved, and a distance means the same in every slice.
+    Every head has a reach, beyond which a pair counts less and less. Heads start in twos, one reading cells and one reading
+    virtual cells, with reaches from a cell's neighbours to a whole tissue; so what lies near is told from what lies far, in
+    the sub-slice and in the tissue, from the first step.
     Pairs without a neighbour relation get a constant per head, which starts between 0 (a head that looks everywhere)
     and -8 (one that sees neighbours only); so does a cell's pair with itself. Distance 0 between two cells is a distance.
 
@@ -35,15 +42,18 @@ class PairBias(nn.Module):
         self.n_radial, self.length_um = n_radial, length_um
         self.farthest = float(torch.log1p(torch.tensor(FARTHEST_UM / length_um)))
         self.mlp = nn.Sequential(nn.Linear(n_radial, n_radial), nn.GELU(), nn.Linear(n_radial, n_heads))
+        n_twos = (n_heads + 1) // 2
+        self.log_reach_um = nn.Parameter(torch.linspace(math.log(REACH_UM[0]), math.log(REACH_UM[1]), n_twos).repeat_interleave(2)[:n_heads])
         self.apart = nn.Parameter(torch.linspace(-8.0, 0.0, n_heads))
         self.itself = nn.Parameter(torch.zeros(n_heads))
-        self.with_virtual = nn.Parameter(torch.zeros(n_heads))
+        self.with_virtual = nn.Parameter(torch.tensor(WITH_VIRTUAL).repeat(n_twos)[:n_heads])
 
     def of_distance(self, distance_um: Tensor) -> Tensor:
         """Map (E,) distances in micrometres to (E, H) biases."""
-        u = torch.log1p(distance_um / self.length_um).clamp(max=self.farthest)
+        distance_um = distance_um.clamp(max=FARTHEST_UM)
+        u = torch.log1p(distance_um / self.length_um)
         basis = soft_one_hot_linspace(u, 0.0, self.farthest, self.n_radial, basis="gaussian", cutoff=False)  # (E, K)
-        return self.mlp(basis)
+        return self.mlp(basis) - distance_um[:, None] / self.log_reach_um.exp()
 
     def forward(self, batch: SubSliceBatch, pairs: Pairs) -> Tensor:
         """Return the bias of every entry, (B, H, N, N); columns of padding are -inf."""

@@ -31,7 +31,8 @@ from pretrain.train import train
 from stofm.cell_encoder import CellEncoderConfig
 from stofm.se2_transformer import SE2TransformerConfig
 
-SIGNALS = {"neighborhood": {"tissue_signal": False}, "tissue": {"neighborhood_signal": False}}  # beside gene_signal=False
+# Beside gene_signal=False. Two bands are mirror images: of three, the middle one would be betrayed by what lies at the tissue's edge.
+SIGNALS = {"neighborhood": {"tissue_signal": False, "n_regions": 3}, "tissue": {"neighborhood_signal": False, "n_regions": 2}}
 ENCODER, NO_VIRTUAL, FULL = "cell encoder", "no virtual cells", "full model"
 N_SEEDS = 3
 
@@ -54,7 +55,7 @@ def region_scores(folder: Path, signal: str, seed: int, size: Size) -> dict[str,
     """Macro-F1 of the regions of a held-out slice, by what the head reads."""
     folder.mkdir(parents=True, exist_ok=True)
     world = SimulationConfig(
-        n_slices=size.n_slices, n_cells=size.n_cells, panel_sizes=[120], species=["human"], n_regions=3, n_types=4, gene_signal=False,
+        n_slices=size.n_slices, n_cells=size.n_cells, panel_sizes=[120], species=["human"], n_types=4, gene_signal=False,
         depth=300.0, seed=seed, **SIGNALS[signal],
     )  # fmt: skip
     specs = [SliceSpec(path=str(folder / f"slice_{number}.h5ad")) for number in range(size.n_slices)]
@@ -63,7 +64,7 @@ def region_scores(folder: Path, signal: str, seed: int, size: Size) -> dict[str,
     slices = [read_slice(spec) for spec in specs]
     scores = {}
     for name, n_virtual in ((NO_VIRTUAL, 0), (FULL, 24)):
-        scales = ScaleConfig(sub_slices=SubSliceConfig(n_cells=250), virtual_cells=VirtualCellConfig(n_max=n_virtual))
+        scales = ScaleConfig(sub_slices=SubSliceConfig(n_cells=125), virtual_cells=VirtualCellConfig(n_max=n_virtual))
         build_corpus(CorpusConfig(out=str(folder / name / "corpus"), slices=specs[:-1], scales=scales))
         model = train(run_config(folder / name, seed, size))
         embedder = load_embedder(model, device="cpu")
@@ -79,7 +80,7 @@ def run_config(folder: Path, seed: int, size: Size) -> PretrainConfig:
         cell_encoder=CellEncoderConfig(n_layers=1, width=64, ffn_dim=64),
         encoder_stage=EncoderStageConfig(epochs=size.encoder_epochs, optim=OptimConfig(lr=1e-3)),
         se2_transformer=SE2TransformerConfig(n_layers=2, n_neighbors=8),
-        se2_stage=SE2StageConfig(epochs=size.se2_epochs, sub_slices_per_micro_batch=2, optim=OptimConfig(lr=5e-4)),
+        se2_stage=SE2StageConfig(epochs=size.se2_epochs, sub_slices_per_micro_batch=4, optim=OptimConfig(lr=5e-4)),
         save_every=10_000,
     )  # fmt: skip
 
