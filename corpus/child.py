@@ -151,10 +151,13 @@ def serve() -> None:
                     work.shared()
                 gc.freeze()  # collections in a child leave the pages alone that it shares with us
             outcome = _forked(work, memory_bytes, timeout_seconds, nobody_waits=tasks)
-        _write(outcomes, pickle.dumps(outcome))
+        with contextlib.suppress(BrokenPipeError):  # it ended; the next reading says so
+            _write(outcomes, pickle.dumps(outcome))
 
 
 def _forked(work: Work, memory_bytes: int, timeout_seconds: float, *, nobody_waits: IO[bytes]) -> Outcome:
+    if select.select([nobody_waits], [], [], 0)[0]:  # it ended while we loaded; a child must not touch what its successor builds
+        os._exit(0)
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:

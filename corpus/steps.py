@@ -29,7 +29,7 @@ from corpus.shards import Shard, pack_shard, write_view
 from corpus.sketch import read_sketch, sketch_path, sketch_slice, write_sketch
 from corpus.slice import SliceSpec
 from corpus.store import TOKENS, gene_scale_of, truth_path
-from corpus.truth import SliceTruth, read_truth, truth_of, write_truth
+from corpus.truth import SliceTruth, iter_counts, read_genes, read_truth, truth_of, write_truth
 from stofm import __version__
 from stofm.durable import file_sha256, read_json, tree_digest, write_json, write_text
 from stofm.errors import BadSlice, DataError, located
@@ -124,11 +124,13 @@ def make_truth(folder: Path, spec: SliceSpec, config: CorpusConfig, params: Mapp
         if fault.kind != "slice":
             raise
         return quarantine(folder, spec, fault, params, found)
+    del st_slice  # the truth has all of it but the genes that nobody knows
     files = [truth_path(folder, name), sketch_path(folder, name)]
     write_truth(files[0], truth)
     write_sketch(files[1], sketch_slice(name, truth.counts, truth.human_ids))
-    found["n_in"] = st_slice.n_cells + sum(st_slice.dropped.values())
-    result = {**found, "n_cells": st_slice.n_cells, "dropped": st_slice.dropped, "truth_sha256": file_sha256(files[0]),
+    n_cells, dropped = truth.counts.shape[0], dict(truth.dropped)
+    found["n_in"] = n_cells + sum(dropped.values())
+    result = {**found, "n_cells": n_cells, "dropped": dropped, "truth_sha256": file_sha256(files[0]),
               "content_id": _content_id(truth), "genes_audit": asdict(audit), "labels": sorted(truth.labels),
               "source": dict(truth.source)}  # fmt: skip
     return commit.write(truth_key(spec, found["input_sha256"], params), files, result)
@@ -171,9 +173,9 @@ def make_vocabulary(folder: Path, names: Sequence[str], genes: GeneConfig, key: 
     if genes.vocabulary is not None:
         vocab = import_gene_vocab(genes)
     else:
-        truths = (read_truth(truth_path(folder, name)) for name in names)
-        of_slices = ((one.counts, one.human_ids, one.symbols) for one in truths)
-        vocab = compute_gene_vocab(of_slices, min_cells=genes.min_cells, memory_mb=genes.memory_mb, scratch=folder)
+        paths = (truth_path(folder, name) for name in names)
+        blocks = ((counts, *genes) for path in paths for genes in [read_genes(path)] for counts in iter_counts(path))
+        vocab = compute_gene_vocab(blocks, min_cells=genes.min_cells, memory_mb=genes.memory_mb, scratch=folder)
     write_text(folder / "gene_vocab.csv", vocab.to_csv())
     return commit.write(key, [folder / "gene_vocab.csv"], {"vocabulary_sha256": vocab.sha256, "n_genes": len(vocab.gene_ids)})
 

@@ -109,6 +109,16 @@ def read_truth(path: Path) -> SliceTruth:
         )
 
 
+def read_genes(path: Path) -> tuple[StrArray, StrArray]:
+    """Return (n_genes,) human Ensembl ids and (n_genes,) symbols of a slice, without its counts."""
+    from anndata.io import read_elem
+
+    with open_group(path) as group, naming_damage(path):
+        _facts(group, path)
+        var = read_elem(group["var"])
+        return var.index.to_numpy().astype(str), var["symbol"].to_numpy().astype(str)
+
+
 def iter_counts(path: Path, *, n_cells: int = CELLS_AT_A_TIME) -> Iterator[csr_matrix]:
     """Yield the counts of a slice in blocks of `n_cells` rows, in order; only one block is in memory.
 
