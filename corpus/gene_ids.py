@@ -101,6 +101,11 @@ def read_gene_tables(path: Path) -> GeneTables:
         raise FormatError(f"{path}: {error}; expected gene tables that SToFM wrote. Rebuild the folder it is in.") from error
 
 
+def gene_tables_of_model(folder: Path) -> GeneTables:
+    """Read the tables that a model carries; the first models carry none, for they were made with the shipped ones."""
+    return read_gene_tables(folder / GENE_TABLES) if (folder / GENE_TABLES).is_file() else load_gene_tables()
+
+
 def map_to_human(st_slice: Slice, tables: GeneTables, markers: Collection[str] = MARKERS) -> tuple[StrArray, GeneAudit]:
     """Find the human Ensembl id of every gene of a slice; `markers` are human symbols that the audit looks for.
 

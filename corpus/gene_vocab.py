@@ -46,9 +46,9 @@ class GeneConfig(FrozenModel):
     tables: GeneTableConfig = Field(default_factory=GeneTableConfig, description="Symbols and orthologs.")
 
     @model_validator(mode="after")
-    def _has_a_vocabulary(self) -> GeneConfig:
-        if self.vocabulary is None and (self.medians or self.symbols):
-            raise ValueError("`medians` or `symbols` are set without `vocabulary`; expected them beside it. Set `genes.vocabulary`.")
+    def _dictionaries_belong_together(self) -> GeneConfig:
+        if (self.medians and self.vocabulary is None) or (self.symbols and self.medians is None):
+            raise ValueError("found a dictionary alone; expected `medians` beside `vocabulary`, and `symbols` beside both. Set the others.")
         return self
 
 

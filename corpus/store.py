@@ -59,9 +59,10 @@ class Corpus:
 
     @cached_property
     def gene_tables(self) -> GeneTables:
-        if file_sha256(self.folder / GENE_TABLES) != self.manifest["gene_tables_sha256"]:
-            raise FormatError(f"corpus {self.folder}: {GENE_TABLES} is not the one it was built with. Build the corpus again.")
-        return read_gene_tables(self.folder / GENE_TABLES)
+        path = self.folder / GENE_TABLES
+        if not path.is_file() or file_sha256(path) != self.manifest.get("gene_tables_sha256"):
+            raise FormatError(f"corpus {self.folder}: {GENE_TABLES} is missing or not the one it was built with. Build the corpus again.")
+        return read_gene_tables(path)
 
     def truth(self, slice_id: str) -> SliceTruth:
         """Return a slice, checked against the hash in the manifest."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import stofm
-from corpus.gene_ids import GENE_TABLES, GeneTables, load_gene_tables, map_to_human, read_gene_tables
+from corpus.gene_ids import GeneTables, gene_tables_of_model, map_to_human
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
 from corpus.readers import sections_of, slice_name, slice_of
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
@@ -71,8 +71,7 @@ def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for module in (model.cell_encoder, model.se2_transformer):
         module.to(target)
-    tables = read_gene_tables(folder / GENE_TABLES) if (folder / GENE_TABLES).is_file() else load_gene_tables()  # first models carry none
-    return Embedder(model, vocab, tables, load_config(ScaleConfig, folder / "scales.json"))
+    return Embedder(model, vocab, gene_tables_of_model(folder), load_config(ScaleConfig, folder / "scales.json"))
 
 
 def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embeddings: bool = False) -> AnnData:

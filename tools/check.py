@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from corpus.findings import Finding, worst
-from corpus.gene_ids import GENE_TABLES, load_gene_tables, read_gene_tables
+from corpus.gene_ids import gene_tables_of_model, load_gene_tables
 from corpus.gene_vocab import read_gene_vocab
 from corpus.inspection import Genes, inspect_slice
 from corpus.readers import slice_name
@@ -66,8 +66,7 @@ def _genes(model: Path | None, corpus: Path | None) -> Genes:
     if model is None:
         return Genes(load_gene_tables())
     require_folder(model, "stofm-model/1", made_by="stofm train CONFIG")
-    tables = read_gene_tables(model / GENE_TABLES) if (model / GENE_TABLES).is_file() else load_gene_tables()
-    return Genes(tables, read_gene_vocab(model / "gene_vocab.csv"))
+    return Genes(gene_tables_of_model(model), read_gene_vocab(model / "gene_vocab.csv"))
 
 
 def _show(name: str, findings: Sequence[Finding]) -> None:

@@ -109,6 +109,7 @@ def test_words_where_numbers_belong_are_refused(tmp_path):
         import_gene_vocab(GeneConfig(**files))
 
 
-def test_settings_of_an_imported_vocabulary_make_no_sense_for_a_computed_one():
-    with pytest.raises(ValidationError, match="are set without `vocabulary`"):
-        GeneConfig(medians="medians.csv")
+@pytest.mark.parametrize("settings", [{"medians": "m.csv"}, {"symbols": "s.csv"}, {"vocabulary": "v.csv", "symbols": "s.csv"}], ids=str)
+def test_a_dictionary_alone_is_refused(settings):
+    with pytest.raises(ValidationError, match="found a dictionary alone"):
+        GeneConfig(**settings)
