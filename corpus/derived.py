@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.record import Record
-from corpus.zarr_zip import Group, naming_damage, new_group, open_group, write_parts
+from corpus.zarr_zip import Store, new_group, open_store, write_parts
 from stofm.errors import FormatError
 
 DERIVED_FORMAT = "stofm-derived/1"
@@ -55,33 +55,30 @@ def write_derived(path: Path, records: Iterable[Record], *, made_from: MadeFrom)
 class DerivedRecords:
     """The records of one slice, opened for reading any of them; only the chunks it lies in are read."""
 
-    def __init__(self, path: Path, group: Group) -> None:
-        self.path = path
-        self.n_cells, self.longest = group[N_CELLS][:], group[LONGEST][:]
-        self._fields = {name: array for name, array in group[FIELDS].arrays()}
-        self._offsets = {name: array[:] for name, array in group[OFFSETS].arrays()}
+    def __init__(self, store: Store) -> None:
+        self._store, self.n_cells, self.longest = store, store.read(N_CELLS), store.read(LONGEST)
+        self._offsets = {name: store.read(f"{OFFSETS}/{name}") for name in store.children(OFFSETS)}
 
     def __len__(self) -> int:
         return len(self.n_cells)
 
     def __getitem__(self, number: int) -> Record:
-        with naming_damage(self.path):
-            arrays = {name: array[slice(*self._offsets[name][number : number + 2])] for name, array in self._fields.items()}
+        arrays = {name: self._store.read(f"{FIELDS}/{name}", *ends[number : number + 2]) for name, ends in self._offsets.items()}
         return arrays, int(self.n_cells[number]), int(self.longest[number])
 
 
 @contextmanager
 def open_derived(path: Path, *, made_from: MadeFrom) -> Iterator[DerivedRecords]:
     """Open a store; `FormatError` if it is missing, damaged, or was not made from exactly this."""
-    with open_group(path) as group:
-        if group.attrs.get("format") != DERIVED_FORMAT:
-            raise FormatError(f"{path}: found format {group.attrs.get('format')!r}; expected {DERIVED_FORMAT!r}. Build the corpus again.")
-        found = group.attrs.get("made_from")
-        if found != dict(made_from):
-            raise FormatError(f"{path}: found records made from {found}; expected {dict(made_from)}. Remove the file and build the corpus again.")
-        with naming_damage(path):
-            stored = DerivedRecords(path, group)
-        yield stored
+    with open_store(path) as store:
+        found = store.attributes()
+        if found.get("format") != DERIVED_FORMAT:
+            raise FormatError(f"{path}: found format {found.get('format')!r}; expected {DERIVED_FORMAT!r}. Build the corpus again.")
+        if found.get("made_from") != dict(made_from):
+            raise FormatError(
+                f"{path}: found records made from {found.get('made_from')}; expected {dict(made_from)}. Remove the file and build the corpus again."
+            )
+        yield DerivedRecords(store)
 
 
 @contextmanager

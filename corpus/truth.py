@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -13,7 +12,7 @@ from scipy.sparse import csr_matrix
 from corpus.gene_ids import MARKERS, GeneAudit, GeneTables, map_to_human
 from corpus.gene_vocab import merge_genes
 from corpus.slice import FloatArray, IntArray, Slice, StrArray
-from corpus.zarr_zip import CHUNK, Group, naming_damage, new_group, open_group, write_parts
+from corpus.zarr_zip import CHUNK, Group, Store, naming_damage, new_group, open_store, write_parts
 from stofm.errors import DataError, FormatError
 
 TRUTH_FORMAT = "stofm-truth/1"
@@ -85,29 +84,28 @@ def write_truth(path: Path, truth: SliceTruth) -> None:
         _write_counts(group.create_group("X"), counts)
         write_elem(group, "obs", pd.DataFrame({**obs, **labels}, index=rows))
         write_elem(group, "var", pd.DataFrame({"symbol": truth.symbols.astype(object)}, index=truth.human_ids.astype(object)))
-        write_elem(group, "obsm", {"spatial": truth.coords_um})
+        write_elem(group, "obsm", {})
+        write_parts(group["obsm"], "spatial", truth.coords_um.dtype, truth.coords_um.shape, [truth.coords_um])
+        group["obsm/spatial"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         facts = {"slice_id": truth.slice_id, "source": dict(truth.source), "dropped": dict(truth.dropped)}
         write_elem(group, "uns", {"format": TRUTH_FORMAT, **facts})
 
 
 def read_truth(path: Path) -> SliceTruth:
     """Read what `write_truth` wrote; `FormatError` if it is missing, damaged or of another format."""
-    from anndata.io import read_elem
-
-    with open_group(path) as group, naming_damage(path):
-        uns = _facts(group, path)
-        obs, var = read_elem(group["obs"]), read_elem(group["var"])
-        labels = [name for name in obs if name not in (SOURCE_ROW, N_COUNTS, N_GENES)]
+    with open_store(path) as store, naming_damage(path):
+        _require_truth(store)
+        labels = [name for name in store.attributes("obs")["column-order"] if name not in (SOURCE_ROW, N_COUNTS, N_GENES)]
         return SliceTruth(
-            slice_id=str(uns["slice_id"]),
-            counts=_read_counts(group["X"], 0, len(obs)),
-            human_ids=var.index.to_numpy().astype(str),
-            symbols=var["symbol"].to_numpy().astype(str),
-            coords_um=np.asarray(read_elem(group["obsm/spatial"])),
-            labels={name: obs[name].astype(str).to_numpy().astype(str) for name in labels},
-            source=uns["source"],
-            source_rows=obs[SOURCE_ROW].to_numpy().astype(np.int64),
-            dropped={reason: int(n_cells) for reason, n_cells in uns["dropped"].items()},
+            slice_id=str(store.read("uns/slice_id")),
+            counts=_read_counts(store, 0, store.attributes("X")["shape"][0]),
+            human_ids=store.read("var/_index").astype(str),
+            symbols=store.read("var/symbol").astype(str),
+            coords_um=store.read("obsm/spatial"),
+            labels={name: store.read(f"obs/{name}/categories").astype(str)[store.read(f"obs/{name}/codes")] for name in labels},
+            source={name: store.read(f"uns/source/{name}").item() for name in store.children("uns/source")},
+            source_rows=store.read(f"obs/{SOURCE_ROW}").astype(np.int64),
+            dropped={reason: int(store.read(f"uns/dropped/{reason}")) for reason in store.children("uns/dropped")},
         )
 
 
@@ -128,22 +126,16 @@ def iter_counts(path: Path, *, n_cells: int = CELLS_AT_A_TIME) -> Iterator[csr_m
     ------
     (at most n_cells, n_genes) CSR uint16 or uint32, molecules
     """
-    with open_group(path) as group:
-        with naming_damage(path):
-            _facts(group, path)
-        for start in range(0, group["X"].attrs["shape"][0], n_cells):
-            with naming_damage(path):
-                block = _read_counts(group["X"], start, start + n_cells)
-            yield block
+    with open_store(path) as store:
+        _require_truth(store)
+        for start in range(0, store.attributes("X")["shape"][0], n_cells):
+            yield _read_counts(store, start, start + n_cells)
 
 
-def _facts(group: Group, path: Path) -> dict[str, Any]:
-    from anndata.io import read_elem
-
-    facts = read_elem(group["uns"]) if "uns" in group else {}
-    if facts.get("format") != TRUTH_FORMAT:
-        raise FormatError(f"{path}: found format {facts.get('format')!r}; expected {TRUTH_FORMAT!r}. Build the corpus again.")
-    return facts
+def _require_truth(store: Store) -> None:
+    found = str(store.read("uns/format")) if "uns/format" in store else None
+    if found != TRUTH_FORMAT:
+        raise FormatError(f"{store.path}: found format {found!r}; expected {TRUTH_FORMAT!r}. Build the corpus again.")
 
 
 def _write_counts(group: Group, counts: csr_matrix) -> None:
@@ -160,13 +152,16 @@ def _write_counts(group: Group, counts: csr_matrix) -> None:
         write_parts(group, name, dtype, values.shape, [values], chunk=CHUNK)
 
 
-def _read_counts(group: Group, start: int, stop: int) -> csr_matrix:
-    """Rows `start` to `stop` of a stored CSR matrix."""
-    n_cells, n_genes = group.attrs["shape"]
+def _read_counts(store: Store, start: int, stop: int) -> csr_matrix:
+    """Rows `start` to `stop` of the stored CSR matrix."""
+    n_cells, n_genes = store.attributes("X")["shape"]
     stop = min(stop, n_cells)
-    indptr = group["indptr"][start : stop + 1]
-    span = slice(int(indptr[0]), int(indptr[-1]))
-    return csr_matrix((group["data"][span], group["indices"][span], indptr - indptr[0]), shape=(stop - start, n_genes))
+    indptr = store.read("X/indptr", start, stop + 1)
+    first, last = int(indptr[0]), int(indptr[-1])
+    counts = csr_matrix((stop - start, n_genes), dtype=store.dtype("X/data"))
+    counts.data, counts.indptr = store.read("X/data", first, last), (indptr - first).astype(np.int32 if last - first < 2**31 else np.int64)
+    counts.indices = store.read("X/indices", first, last).astype(counts.indptr.dtype)
+    return counts
 
 
 def _canonical(counts: csr_matrix) -> csr_matrix:
