@@ -111,12 +111,9 @@ def read_truth(path: Path) -> SliceTruth:
 
 def read_genes(path: Path) -> tuple[StrArray, StrArray]:
     """Return (n_genes,) human Ensembl ids and (n_genes,) symbols of a slice, without its counts."""
-    from anndata.io import read_elem
-
-    with open_group(path) as group, naming_damage(path):
-        _facts(group, path)
-        var = read_elem(group["var"])
-        return var.index.to_numpy().astype(str), var["symbol"].to_numpy().astype(str)
+    with open_store(path) as store, naming_damage(path):
+        _require_truth(store)
+        return store.read("var/_index").astype(str), store.read("var/symbol").astype(str)
 
 
 def iter_counts(path: Path, *, n_cells: int = CELLS_AT_A_TIME) -> Iterator[csr_matrix]:
