@@ -44,7 +44,7 @@ demo: $(STAMP)
 	$(BIN)/stofm demo --out demo
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 check: test
 

@@ -13,7 +13,7 @@ from stofm.errors import BadSlice, DataError, StofmError
 
 Kind = Literal["slice", "environment", "settings", "bug"]
 
-ENVIRONMENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.ESTALE)
+ENVIRONMENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
 WITHOUT_CODE = "BAD_SLICE"  # code of a DataError that names none
 CRASHED = "CRASHED"
 HDF5_ERRNO = re.compile(r"\berrno = (\d+)")  # libhdf5 states it in its text alone
@@ -40,7 +40,7 @@ class Fault:
 
 def fault_of(error: BaseException) -> Fault:
     """Say whose fault an exception is; an error of the machine behind any other one decides."""
-    code = _environment_code(error)
+    code = environment_code(error)
     if code is not None:
         return Fault("environment", code, _one_line(error))
     if isinstance(error, DataError):
@@ -60,7 +60,8 @@ def fault_of_exit(status: int) -> Fault:
     return Fault("bug", CRASHED, f"a task ended with exit code {status} and no result")
 
 
-def _environment_code(error: BaseException) -> str | None:
+def environment_code(error: BaseException) -> str | None:
+    """Return the code of a fault of disk, memory or network that stands anywhere behind an error: the same file may read well later."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:

@@ -24,6 +24,7 @@ N_TRIES = 3  # of a task that was killed, ran out of memory or time, or crashed:
 OF_THE_TASK = {"ENOMEM", "SIGKILL", "TIMEOUT", CRASHED}
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 CONNECT_SECONDS = 30.0
+NO_PORT = {"dashboard_address": "127.0.0.1:0"}  # of the scheduler's own web pages, which nobody looks at: any free one
 
 
 class TaskConfig(FrozenModel):
@@ -169,7 +170,7 @@ def _placed(config: TaskConfig, n_tasks: int) -> Iterator[tuple[Executor, int]]:
             return
         # Workers are threads, for each task has a process of its own already.
         with (
-            LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+            LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address=None, scheduler_kwargs=NO_PORT) as cluster,
             Client(cluster) as client,
             client.get_executor(pure=False) as executor,
         ):

@@ -35,6 +35,9 @@ class BadSlice(DataError):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type[BadSlice], tuple[str, str]]:
+        return type(self), (self.code, self.args[0])
+
 
 class EnvironmentFault(StofmError):
     """The machine, not the input, keeps a command from its end: a full disk, a lost mount, too little memory."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from corpus.faults import environment_code
 from stofm.errors import BadSlice, StofmError
-
-# Faults of disk, memory and network: the same file may read well later, so they are never laid on the slice.
-_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
 
 
 @contextmanager
@@ -22,21 +18,10 @@ def reading(what: str, *, expected: str, remedy: str) -> Iterator[None]:
     except StofmError:
         raise
     except Exception as error:  # h5py, pandas, anndata's registry of encodings: they raise what they like, some of it from private modules
-        if _is_of_machine(error):
+        if environment_code(error) is not None:
             raise
         reason = " ".join(str(error).split())[:120]
         raise BadSlice("INPUT_UNREADABLE", f"not readable as {what} ({reason}); expected {expected}. {remedy}") from error
-
-
-def _is_of_machine(error: BaseException | None) -> bool:
-    """Tell whether a fault of the machine stands anywhere behind an error; libhdf5 names its number in the text alone."""
-    while error is not None:
-        stated = re.search(r"\berrno = (\d+)", str(error))
-        number = int(stated[1]) if stated else error.errno if isinstance(error, OSError) else None
-        if number in _MACHINE or isinstance(error, MemoryError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def find_file(folder: Path, *patterns: str) -> Path:

@@ -43,7 +43,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_name(verb, override, 
 @pytest.mark.parametrize("verb", SETTINGS)
 @pytest.mark.parametrize(
     ("text", "found"),
-    [(None, "no such file"), ("- a\n- b\n", "found list"), ("a: [1\n", "expected valid YAML"), ("out: out\n", "Field required")],
+    [(None, "no such file"), ("- a\n- b\n", "found list"), ("a: [1\n", "expected valid YAML"), ("out: out\n", "found {'out': 'out'}")],
     ids=["missing", "list", "broken", "incomplete"],
 )
 def test_a_file_that_is_no_configuration_is_refused(verb, text, found):

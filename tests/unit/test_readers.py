@@ -40,7 +40,8 @@ def test_a_whole_table_is_read_as_it_is(table, read):
     assert {name: values.tolist() for name, values in st_slice.labels.items()} == {
         "cell_type": table.obs["cell_type"].tolist(), "region": table.obs["region"].tolist(), "zone": table.obs["region"].tolist()}  # fmt: skip
     assert st_slice.source == {
-        "technology": "simulated", "tissue": "simulated", "donor": "d1", "um_per_unit": 1.0, "obs_unit": "cell", "counts_from": "X"}  # fmt: skip
+        "technology": "simulated", "tissue": "simulated", "donor": "d1", "um_per_unit": 1.0, "obs_unit": "cell", "counts_from": "X",
+        "study": "", "license": ""}  # fmt: skip
 
 
 def test_the_name_is_the_stem_with_only_letters_that_files_and_keys_allow():
