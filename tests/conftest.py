@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from anndata import AnnData
 from hypothesis import settings
 from synth import corpus_config
 
 from corpus.build import build_corpus
 from corpus.simulate import SimulationConfig, simulate_slices
+from corpus.slice import SliceSpec
 from corpus.store import Corpus
 from pretrain.config import EncoderStageConfig, PretrainConfig, SE2StageConfig
 from pretrain.train import train
@@ -61,6 +64,17 @@ def tiny_run(tiny_run_config: PretrainConfig) -> Path:
     """The folder of a finished pretraining run on the tiny corpus; tests only read it."""
     train(tiny_run_config)
     return Path(tiny_run_config.out)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., SliceSpec]:
+    """Write a table to a file and say how to read it."""
+
+    def write_and_specify(table: AnnData, **settings: object) -> SliceSpec:
+        table.write_h5ad(tmp_path / "made.h5ad")
+        return SliceSpec(path=str(tmp_path / "made.h5ad"), **settings)
+
+    return write_and_specify
 
 
 @pytest.fixture(scope="session")

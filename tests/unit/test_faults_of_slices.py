@@ -12,7 +12,6 @@ from scipy.sparse import csc_matrix, csr_matrix
 from corpus.qc import QualityConfig
 from corpus.readers import read_slice, read_table
 from corpus.simulate import SimulationConfig, simulate_slice
-from corpus.slice import SliceSpec
 from stofm.errors import BadSlice
 
 N = 200
@@ -21,15 +20,6 @@ N = 200
 @pytest.fixture
 def table() -> anndata.AnnData:
     return simulate_slice(SimulationConfig(n_cells=N, panel_sizes=[30]), 0)
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write_and_specify(table: anndata.AnnData, **settings) -> SliceSpec:
-        table.write_h5ad(tmp_path / "made.h5ad")
-        return SliceSpec(path=str(tmp_path / "made.h5ad"), **settings)
-
-    return write_and_specify
 
 
 def on_a_line(t):

@@ -9,7 +9,6 @@ import pytest
 from corpus.readers import read_slice, read_slices, split_sections
 from corpus.readers.sections import overlap_of_boxes
 from corpus.simulate import SimulationConfig, simulate_slice
-from corpus.slice import SliceSpec
 from stofm.errors import BadSlice
 
 N = 60
@@ -19,15 +18,6 @@ HALF = np.arange(N) % 2
 @pytest.fixture
 def table() -> anndata.AnnData:
     return simulate_slice(SimulationConfig(n_cells=N, panel_sizes=[30]), 0)
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write_and_specify(table: anndata.AnnData, **settings) -> SliceSpec:
-        table.write_h5ad(tmp_path / "made.h5ad")
-        return SliceSpec(path=str(tmp_path / "made.h5ad"), **settings)
-
-    return write_and_specify
 
 
 def with_z(table: anndata.AnnData) -> anndata.AnnData:
