@@ -26,8 +26,9 @@ def context_of_cells(batch: SubSliceBatch, pairs: Pairs, reach_um: Sequence[floa
     -------
     (C, 1 + R, 256) float
         Of the C real cells of the batch in order: the mean embedding of the visible neighbours, then R means of the virtual cells
-        weighted by ``exp(-d / reach)``; each as its difference from the middle of the slice, the mean of its virtual cells (of the
-        visible cells, where it has none). Zero where there is nothing to take a mean of.
+        weighted by ``exp(-d / reach)``; each as its difference from the middle of the slice (the mean of its virtual cells, or of the
+        visible cells where it has none), in units of what such differences are: root mean square over the cells for neighbours, over
+        the places of the virtual cells for the rest, so that every part of a tissue is measured alike. Zero where there is no mean.
     """
     neighbors, has_neighbors = _mean_neighbor(batch, pairs)
     of_sub_slices = []
@@ -35,32 +36,20 @@ def context_of_cells(batch: SubSliceBatch, pairs: Pairs, reach_um: Sequence[floa
         embeddings, coords_um = batch.cell_embeddings[b], batch.coords_um[b]
         virtual = embeddings[is_virtual]  # (V, 256)
         middle = virtual.mean(0) if len(virtual) else embeddings[is_cell & ~batch.is_masked[b]].mean(0).nan_to_num()
-        around = [torch.where(has_neighbors[b, is_cell], neighbors[b, is_cell] - middle, 0.0)]
-        distance = torch.cdist(coords_um[is_cell], coords_um[is_virtual], compute_mode="donot_use_mm_for_euclid_dist")  # (n, V)
+        around = torch.where(has_neighbors[b, is_cell], neighbors[b, is_cell] - middle, 0.0)
+        contexts = [around / _root_mean_square(around)]
+        distance = torch.cdist(coords_um, coords_um[is_virtual], compute_mode="donot_use_mm_for_euclid_dist")  # (N, V)
         for reach in reach_um:
-            around.append((-distance / reach).softmax(1) @ (virtual - middle))
-        of_sub_slices.append(torch.stack(around, dim=1))
+            around = (-distance / reach).softmax(1) @ (virtual - middle)
+            contexts.append(around[is_cell] / _root_mean_square(around[is_virtual]))
+        of_sub_slices.append(torch.stack(contexts, dim=1))
     return torch.cat(of_sub_slices)
 
 
-def context_error(found: Tensor, true: Tensor, n_cells: Tensor) -> Tensor:
-    """Squared error of contexts as a share of what there is to recover.
-
-    Parameters
-    ----------
-    found, true : (C, contexts, 256) float
-    n_cells : (B,) int64
-        Cells of each sub-slice, C together.
-
-    Returns
-    -------
-    0-d float
-        Sum over cells of a mean over their contexts, each in units of its mean square in the cell's sub-slice; so every reach
-        and every sub-slice counts alike, and saying "the middle of the slice" for all cells costs 1 a cell.
-    """
-    error, size = ((values**2).sum(-1) for values in (found - true, true))  # each (C, contexts)
-    shares = [one.sum(0) / unit.mean(0).clamp(min=1e-12) for one, unit in zip(*(x.split(n_cells.tolist()) for x in (error, size)), strict=True)]
-    return torch.stack(shares).mean(1).sum()
+def _root_mean_square(vectors: Tensor) -> Tensor:
+    """Typical length of (n, D) vectors, 0-d; 1 if all are zero."""
+    size = (vectors**2).sum() / max(1, len(vectors))
+    return torch.where(size > 1e-12, size, 1.0).sqrt()
 
 
 def _mean_neighbor(batch: SubSliceBatch, pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.context import context_error, context_of_cells
+from pretrain.context import context_of_cells
 from stofm.batch import SubSliceBatch
 from stofm.geometry import find_pairs
 from stofm.heads import CellHead, ContextHead, PairHead
@@ -110,7 +110,7 @@ class MaskedBatch(_OnDevice):
 
 
 class SE2Objectives(nn.Module):
-    """Masked cell modeling (cosine), pairwise distance recovery (squared error) and tissue context (share not recovered).
+    """Masked cell modeling (cosine), pairwise distance recovery and tissue context (squared error).
 
     `context_um` are the reaches of `context_of_cells`; None leaves that objective out.
 
@@ -127,7 +127,7 @@ class SE2Objectives(nn.Module):
         self.context_head = None if context_um is None else ContextHead(1 + len(context_um))
 
     def forward(self, batch: MaskedBatch) -> Sums:
-        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and ``context`` (`context_error`)."""
+        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and ``context`` (squared error, a mean over a cell's contexts)."""
         pairs = find_pairs(batch.seen, n_neighbors=self.transformer.config.n_neighbors)
         out = self.transformer(batch.seen, pairs)
         b, i = batch.predicted.unbind(1)
@@ -137,5 +137,5 @@ class SE2Objectives(nn.Module):
         sums = {"mcm": (1 - cosine).sum(), "pdr": ((distances - batch.pair_distances) ** 2).sum()}
         if self.context_head is not None and self.context_um is not None:
             found = self.context_head(out.cell_repr[batch.seen.is_cell]).float()
-            sums["context"] = context_error(found, context_of_cells(batch.seen, pairs, self.context_um), batch.seen.is_cell.sum(1))
+            sums["context"] = ((found - context_of_cells(batch.seen, pairs, self.context_um)) ** 2).sum(-1).mean(1).sum()
         return sums

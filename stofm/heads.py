@@ -41,5 +41,5 @@ class ContextHead(nn.Module):
         nn.init.zeros_(self.layer.bias)
 
     def forward(self, cell_repr: Tensor) -> Tensor:
-        """Map (C, 256) representations to (C, n_contexts, 256) differences between cell embeddings."""
+        """Map (C, 256) representations to (C, n_contexts, 256) differences from the middle of the slice, in units of their spread."""
         return self.layer(cell_repr).unflatten(-1, (-1, EMBEDDING_DIM)) / EMBEDDING_DIM**0.5

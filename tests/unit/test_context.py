@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from synth import MOTIONS, random_record
 
 from pretrain.config import SE2StageConfig
-from pretrain.context import context_error, context_of_cells
+from pretrain.context import context_of_cells
 from pretrain.stages import se2_stage
 from stofm.batch import SubSliceBatch, collate
 from stofm.geometry import find_pairs
@@ -34,19 +32,35 @@ def contexts(batch: SubSliceBatch) -> torch.Tensor:
 
 def test_contexts_are_the_means_of_their_definition() -> None:
     batch = batch_of(1)
-    found = contexts(batch)
+    found = contexts(batch).double()
     coords, embeddings = batch.coords_um[0].double(), batch.cell_embeddings[0].double()
     is_cell, is_virtual, is_masked = batch.is_cell[0], batch.is_virtual[0], batch.is_masked[0]
     middle = embeddings[is_virtual].mean(0)
     pairs = find_pairs(batch, n_neighbors=K)
-    for cell in range(int(is_cell.sum())):
+
+    def of_neighbors(cell: int) -> torch.Tensor:
         near = torch.cat([pairs.second[pairs.first == cell], pairs.first[pairs.second == cell]])
-        near = near[is_cell[near] & ~is_masked[near]]
-        assert torch.allclose(found[cell, 0].double(), embeddings[near].mean(0) - middle, atol=1e-6)
-        for number, reach in enumerate(REACH_UM):
-            weights = torch.exp(-(coords[is_virtual] - coords[cell]).norm(dim=1) / reach)
-            expected = (weights[:, None] * embeddings[is_virtual]).sum(0) / weights.sum() - middle
-            assert torch.allclose(found[cell, 1 + number].double(), expected, atol=1e-6)
+        return embeddings[near[is_cell[near] & ~is_masked[near]]].mean(0) - middle
+
+    def of_virtual(token: int, reach: float) -> torch.Tensor:
+        weights = torch.exp(-(coords[is_virtual] - coords[token]).norm(dim=1) / reach)
+        return (weights[:, None] * embeddings[is_virtual]).sum(0) / weights.sum() - middle
+
+    cells, virtual = is_cell.nonzero()[:, 0], is_virtual.nonzero()[:, 0]
+    around = torch.stack([of_neighbors(cell) for cell in cells])
+    torch.testing.assert_close(found[:, 0], around / around.norm(dim=1).square().mean().sqrt(), atol=1e-5, rtol=0)
+    for number, reach in enumerate(REACH_UM):
+        unit = torch.stack([of_virtual(token, reach) for token in virtual]).norm(dim=1).square().mean().sqrt()
+        around = torch.stack([of_virtual(cell, reach) for cell in cells])
+        torch.testing.assert_close(found[:, 1 + number], around / unit, atol=1e-4, rtol=0)
+
+
+def test_all_sub_slices_of_a_slice_are_measured_alike() -> None:
+    """Two halves of a slice seen apart have the contexts that they have together, neighbours across the cut left aside."""
+    record = random_record(1, 40, n_outside=0)
+    whole = contexts(collate([record]))
+    in_half = [{name: values[half] if len(values) == 40 else values for name, values in record.items()} for half in (slice(0, 20), slice(20, 40))]
+    torch.testing.assert_close(contexts(collate(in_half))[:, 1:], whole[:, 1:], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
@@ -102,20 +116,8 @@ def test_the_objective_is_learned_and_can_be_left_out() -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    assert losses[0] == pytest.approx(1)
-    assert losses[-1] < 0.5
+    assert losses[-1] < 0.5 * losses[0]
 
     without = stage_of(0.0)
     assert set(without.model(batch)) == {"mcm", "pdr"}
     assert not any("context" in name for name, _ in without.model.named_parameters())
-
-
-def test_the_error_is_a_share_of_what_there_is_to_recover_in_each_sub_slice() -> None:
-    batch = batch_of(1, 2)
-    true, n_cells = contexts(batch), batch.is_cell.sum(1)
-    error = partial(context_error, true=true, n_cells=n_cells)
-    assert error(true) == 0
-    torch.testing.assert_close(error(torch.zeros_like(true)), n_cells.sum().float())
-    torch.testing.assert_close(error(0.5 * true), 0.25 * n_cells.sum())
-    scale = torch.where(torch.arange(len(true)) < n_cells[0], 1.0, 9.0)[:, None, None]  # a slice of other spread counts the same
-    torch.testing.assert_close(context_error(0.5 * scale * true, scale * true, n_cells), 0.25 * n_cells.sum())
