@@ -14,6 +14,7 @@ from stofm.heads import CellHead, PairHead
 
 if TYPE_CHECKING:
     from stofm.cell_encoder import CellEncoder
+    from stofm.geometry import Pairs
     from stofm.se2_transformer import SE2Transformer
 
 Sums = dict[str, Tensor]  # objective -> 0-d sum over its targets
@@ -114,11 +115,10 @@ class SE2Objectives(nn.Module):
         self.transformer = transformer
         self.cell_head, self.pair_head = CellHead(), PairHead(transformer.config.n_heads)
 
-    def forward(self, batch: MaskedBatch) -> Sums:
-        """Return the sums of ``mcm`` (1 - cosine) and ``pdr``."""
-        out = self.transformer(batch.seen)
+    def forward(self, batch: MaskedBatch, pairs: Pairs | None = None) -> Sums:
+        """Return the sums of ``mcm`` (1 - cosine) and ``pdr``; `pairs` as in `SE2Transformer.forward`."""
+        out = self.transformer(batch.seen, pairs, wanted=batch.pairs)
         b, i = batch.predicted.unbind(1)
         cosine = (self.cell_head(out.cell_repr[b, i]).float() * batch.embeddings).sum(-1)
-        b, i, j = batch.pairs.unbind(1)
-        distances = self.pair_head(out.pair_repr[b, :, i, j]).float()
+        distances = self.pair_head(out.pair_repr).float()
         return {"mcm": (1 - cosine).sum(), "pdr": ((distances - batch.pair_distances) ** 2).sum()}

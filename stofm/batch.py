@@ -24,6 +24,8 @@ class SubSliceBatch:
     is_padding : (B, N) bool
     is_masked : (B, N) bool
         Cells whose embedding is hidden from the model; it reads its learned mask vector instead.
+    is_cls : (B, N) bool or None
+        The `<cls>` of published checkpoints, which have one in front of every sub-slice; None where there is none.
     """
 
     cell_embeddings: Tensor
@@ -31,15 +33,18 @@ class SubSliceBatch:
     is_virtual: Tensor
     is_padding: Tensor
     is_masked: Tensor
+    is_cls: Tensor | None = None
 
     @property
     def is_cell(self) -> Tensor:
         """(B, N) bool, real cells."""
-        return ~(self.is_virtual | self.is_padding)
+        is_other = self.is_virtual | self.is_padding
+        return ~is_other if self.is_cls is None else ~(is_other | self.is_cls)
 
     def to(self, device: torch.device | str) -> SubSliceBatch:
         """Return the batch on `device`."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: array.to(device) for name, array in arrays.items() if array is not None})
 
 
 def collate(sub_slices: Sequence[Mapping[str, np.ndarray]]) -> SubSliceBatch:

@@ -22,12 +22,21 @@ class Pairs:
     batch, first, second : (E,) int64
         Sub-slice and the two cells, ``first < second``.
     distance_um : (E,) float32, micrometres
+    n_mutual : int, optional
+        Pairs from here on hold one way only, from `first` to `second`, in either order; by default there are none.
     """
 
     batch: Tensor
     first: Tensor
     second: Tensor
     distance_um: Tensor
+    n_mutual: int | None = None
+
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sub-slice, row and column of the entries of an (B, N, N) array: those of all pairs, then those of the mutual ones the other way."""
+        there, back = (self.batch, self.first, self.second), (self.batch, self.second, self.first)
+        b, i, j = (torch.cat([one, other[: self.n_mutual]]) for one, other in zip(there, back, strict=True))
+        return b, i, j
 
 
 def find_pairs(batch: SubSliceBatch, *, n_neighbors: int) -> Pairs:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stofm.batch import SubSliceBatch
 from stofm.geometry import Pairs
+from stofm.sparse_bias import SparseBias
 
 FARTHEST_UM = 20_000.0  # distances beyond two centimetres, wider than any slide, look alike
 REACH_UM = (40.0, 2_000.0)  # shortest and longest at the start
@@ -55,14 +56,8 @@ class PairBias(nn.Module):
         basis = soft_one_hot_linspace(u, 0.0, self.farthest, self.n_radial, basis="gaussian", cutoff=False)  # (E, K)
         return self.mlp(basis) - distance_um[:, None] / self.log_reach_um.exp()
 
-    def forward(self, batch: SubSliceBatch, pairs: Pairs) -> Tensor:
-        """Return the bias of every entry, (B, H, N, N); columns of padding are -inf."""
-        B, N = batch.is_padding.shape
-        value = self.of_distance(pairs.distance_um)  # (E, H)
+    def forward(self, batch: SubSliceBatch, pairs: Pairs) -> SparseBias:
+        """Return the bias of the batch: a value per pair, and the two constants."""
         has_virtual = batch.is_virtual[pairs.batch, pairs.first] | batch.is_virtual[pairs.batch, pairs.second]
-        value = value + has_virtual[:, None] * self.with_virtual
-        bias = self.apart.expand(B, N, N, -1).index_put((pairs.batch, pairs.first, pairs.second), value)
-        bias = bias.index_put((pairs.batch, pairs.second, pairs.first), value)  # (B, N, N, H)
-        itself = torch.arange(N, device=bias.device)
-        bias = bias.index_put((itself.new_tensor(range(B))[:, None], itself, itself), self.itself)
-        return bias.permute(0, 3, 1, 2).masked_fill(batch.is_padding[:, None, None, :], -torch.inf)
+        of_pair = self.of_distance(pairs.distance_um) + has_virtual[:, None] * self.with_virtual  # (E, H)
+        return SparseBias(pairs, of_pair, self.apart, self.itself, batch.is_padding)

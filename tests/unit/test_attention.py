@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from synth import random_record
+from synth import pairs_of_tokens, random_record
 
 from stofm.attention import PairStateAttention
 from stofm.batch import collate
@@ -68,12 +68,14 @@ def test_the_last_pair_state_is_the_pair_bias_plus_the_scores_of_all_layers():
         layer.self_attn.register_forward_pre_hook(lambda module, args: seen.append((module, args[0])))
     batch = collate([random_record(0), random_record(1, 15)])
     pairs = find_pairs(batch, n_neighbors=model.config.n_neighbors)
-    expected = model.pair_bias(batch, pairs)
-    pair_repr = model(batch, pairs).pair_repr
+    wanted = pairs_of_tokens(batch)
+    pair_repr = model(batch, pairs, wanted=wanted).pair_repr
+    expected = model.pair_bias(batch, pairs).dense()
     for module, cells in seen:
         expected = expected + plain_scores(module, cells)
     assert len(seen) == 3
-    torch.testing.assert_close(pair_repr, expected, atol=1e-4, rtol=1e-4)
+    b, i, j = wanted.T
+    torch.testing.assert_close(pair_repr, expected[b, :, i, j], atol=1e-4, rtol=1e-4)
 
 
 def test_dropout_acts_in_training_only(attention, inputs):
