@@ -45,21 +45,24 @@ def find_pairs(batch: SubSliceBatch, *, n_neighbors: int) -> Pairs:
     A cell's neighbours are its `n_neighbors` nearest and whatever ties with the last of them; two cells are a pair if
     either is the other's neighbour. So the pairs do not depend on the order of the cells.
     """
-    x, y = batch.coords_um.mT.contiguous().unbind(1)  # each (B, N); large arrays are worked on in place, for new memory costs more than arithmetic
-    squared = (x[:, :, None] - x[:, None, :]).square_()  # (B, N, N)
-    squared += (y[:, :, None] - y[:, None, :]).square_()
-    no_cell = torch.where(batch.is_cell, 0.0, torch.inf).to(squared)  # (B, N)
-    between_cells = squared + no_cell[:, None, :]  # (B, N, N); infinite where one is no cell, or both are the same
-    between_cells += no_cell[:, :, None]
-    between_cells.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    farthest = _kth_smallest(between_cells, min(n_neighbors, x.shape[1])) * (1 + TIE) ** 2  # (B, N)
-    reach = farthest.clamp(max=torch.finfo(squared.dtype).max)  # of a cell with fewer others: all that are cells
-    is_pair = between_cells <= torch.maximum(reach[:, :, None], reach[:, None, :])
+    N = batch.is_padding.shape[1]
+    nowhere = torch.where(batch.is_cell, 0.0, torch.inf)[..., None]
+    x, y = (batch.coords_um + nowhere).mT.contiguous().unbind(1)  # each (B, N); infinite where there is no cell
+    squared = (x[:, :, None] - x[:, None, :]).square_()  # (B, N, N), in place, for new memory costs more than arithmetic
+    squared += (y[:, :, None] - y[:, None, :]).square_()  # infinite or NaN where one is no cell
+    squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    reach = _kth_smallest(squared, min(n_neighbors, N)) * (1 + TIE) ** 2  # (B, N)
+    reach = reach.clamp(max=torch.finfo(squared.dtype).max)  # of a cell with fewer others: all that are cells
+    is_pair = _at_most(squared, reach[:, :, None]) | _at_most(squared, reach[:, None, :])
     b, v = batch.is_virtual.nonzero(as_tuple=True)
     is_pair[b, v] = ~batch.is_padding[b]
     is_pair[b, :, v] = ~batch.is_padding[b]
-    b, i, j = is_pair.triu_(1).nonzero(as_tuple=True)
-    return Pairs(b, i, j, squared[b, i, j].sqrt_())
+    number = torch.arange(N, device=squared.device)
+    is_pair &= _at_most(number[:, None] + 1, number)
+    b, i, j = _where(is_pair)
+    first, second = b * N + i, b * N + j
+    dx, dy = (axis.index_select(0, first) - axis.index_select(0, second) for axis in (x.flatten() for x in batch.coords_um.unbind(-1)))
+    return Pairs(b, i, j, (dx.square_() + dy.square_()).sqrt_())
 
 
 def _kth_smallest(values: Tensor, k: int) -> Tensor:
@@ -67,3 +70,17 @@ def _kth_smallest(values: Tensor, k: int) -> Tensor:
     if values.device.type == "cpu":  # numpy takes less than half the time
         return torch.from_numpy(np.partition(values.detach().numpy(), k - 1, axis=-1)[..., k - 1])
     return values.kthvalue(k, dim=-1).values
+
+
+def _at_most(values: Tensor, limit: Tensor) -> Tensor:
+    """``values <= limit``, broadcast."""
+    if values.device.type == "cpu":  # likewise
+        return torch.from_numpy(values.numpy() <= limit.numpy())
+    return values <= limit
+
+
+def _where(is_pair: Tensor) -> tuple[Tensor, ...]:
+    """Indices along each axis where a mask is true."""
+    if is_pair.device.type == "cpu":  # likewise
+        return tuple(map(torch.from_numpy, np.unravel_index(np.flatnonzero(is_pair.numpy()), is_pair.shape)))
+    return is_pair.nonzero(as_tuple=True)
