@@ -21,7 +21,7 @@ from stofm.sparse_bias import SparseBias
 
 Form = Literal["rows", "concatenated", "in_place"]
 BLOCK = 2**18  # scores in a block: a megabyte, which stays in a processor's cache
-LEAST_ROWS = 64  # of a block; products of fewer rows are slow
+LEAST_ROWS = 128  # of a block; products of fewer rows are slow
 
 
 class PairState(Protocol):
@@ -78,19 +78,17 @@ class RowBlocks(_AllLayers):
             n = stop - start
             n_rows = min(n, max(LEAST_ROWS, BLOCK // max(n, 1)))
             n_heads = max(1, BLOCK // (n_rows * n)) if n_rows == n else 1
-            rooms = torch.empty(2, n_heads * n_rows * n, dtype=values.dtype)
+            room = torch.empty(n_heads * n_rows * n, dtype=values.dtype)
             for first in range(start, stop, n_rows or 1):
                 rows = slice(first, min(first + n_rows, stop))
                 place, entries = self._entries(rows, n)
                 for head in range(0, len(values), n_heads):
                     heads = slice(head, head + n_heads)
                     apart = self.bias.apart[heads, None]
-                    scores, weights = (room[: len(apart) * n * (rows.stop - first)].view(len(apart), -1) for room in rooms)
+                    scores = room[: len(apart) * n * (rows.stop - first)].view(len(apart), -1)
                     scores.copy_(apart.expand_as(scores)).index_copy_(1, place, self.value[heads, entries])
-                    scores, weights = (x.view(len(apart), -1, n) for x in (scores, weights))
-                    scores.baddbmm_(q[heads, rows], k[heads, start:stop].mT)
-                    torch.softmax(scores, -1, out=weights)
-                    torch.bmm(weights, values[heads, start:stop], out=mixed[heads, rows])
+                    scores = scores.view(len(apart), -1, n).baddbmm_(q[heads, rows], k[heads, start:stop].mT)
+                    torch.bmm(torch.softmax(scores, -1, out=scores), values[heads, start:stop], out=mixed[heads, rows])
         return mixed.transpose(0, 1).to(v.dtype)
 
     def _entries(self, rows: slice, n: int) -> tuple[Tensor, slice]:
