@@ -23,7 +23,7 @@ class InPlace:
     def __init__(self, bias: SparseBias) -> None:
         self.bias = bias
         row, column = bias.entries()
-        bounds = torch.tensor(bias.bounds)
+        bounds = torch.tensor(bias.bounds, device=row.device)
         b = torch.searchsorted(bounds, row, right=True) - 1
         self.sizes = bounds.diff().tolist()
         place = (row - bounds[b]) * bounds.diff()[b] + column
@@ -43,7 +43,7 @@ class InPlace:
     def of_pairs(self, wanted: Tensor) -> Tensor:
         row, column = self.bias.tokens_of(*wanted.unbind(1))
         order = torch.argsort(wanted[:, 0], stable=True)
-        bounds = torch.tensor(self.bias.bounds)
+        bounds = torch.tensor(self.bias.bounds, device=row.device)
         n_each = torch.bincount(wanted[:, 0], minlength=len(self.sizes)).tolist()
         row, column = row[order] - bounds[wanted[order, 0]], column[order]
         read = [_Read.apply(s, i, j) for s, i, j in zip(self.states, row.split(n_each), column.split(n_each), strict=True)]
