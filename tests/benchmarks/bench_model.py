@@ -51,7 +51,7 @@ class Size:
     alone: tuple[tuple[str, str], ...]  # what is run in a process of its own for its memory
 
 
-FULLY = Size(n_cells=1000, n_virtual=49, batches=(1, 4), n_forward=5, n_training=3, n_large=(2_500, 5_000, 10_000), alone=IN_BOTH_WAYS)
+FULLY = Size(n_cells=1000, n_virtual=49, batches=(1, 4), n_forward=3, n_training=2, n_large=(2_500, 5_000, 10_000), alone=IN_BOTH_WAYS)
 TINY = Size(n_cells=30, n_virtual=3, batches=(1, 2), n_forward=1, n_training=1, n_large=(60,), alone=((FORWARD, OURS),))
 
 

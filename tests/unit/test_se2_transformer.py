@@ -36,6 +36,13 @@ def in_one_point(record):
     return {**record, **{name: np.zeros_like(record[name]) for name in (COORDS_UM, VIRTUAL_COORDS_UM)}}
 
 
+def with_an_empty_one() -> SubSliceBatch:
+    """A sub-slice, and one of padding alone."""
+    batch = collate([random_record(0), random_record(1)])
+    is_first = torch.tensor([[True], [False]])
+    return replace(batch, is_padding=batch.is_padding | ~is_first, is_virtual=batch.is_virtual & is_first)
+
+
 EDGES = {
     "one cell": [random_record(0, 1, n_virtual=0)],
     "one cell and its virtual cells": [random_record(0, 1, n_virtual=2)],
@@ -64,10 +71,7 @@ def test_cells_in_one_point_with_equal_embeddings_are_represented_alike(model):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_sub_slice_of_padding_alone_changes_nothing(model, form):
-    batch = collate([random_record(0), random_record(1)])
-    emptied = replace(
-        batch, is_padding=batch.is_padding | torch.tensor([[False], [True]]), is_virtual=batch.is_virtual & torch.tensor([[True], [False]])
-    )
+    emptied = with_an_empty_one()
     out = read(model, emptied, form).cell_repr
     torch.testing.assert_close(out[0], read(model, collate([random_record(0)]), form).cell_repr[0], atol=1e-5, rtol=1e-5)
     assert not out[1].any()
@@ -76,10 +80,7 @@ def test_a_sub_slice_of_padding_alone_changes_nothing(model, form):
 @pytest.mark.parametrize("form", ["concatenated", "in_place"])
 def test_gradients_with_a_sub_slice_of_padding_alone_are_numbers(model, form):
     model.form = form
-    batch = collate([random_record(0), random_record(1)])
-    emptied = replace(
-        batch, is_padding=batch.is_padding | torch.tensor([[False], [True]]), is_virtual=batch.is_virtual & torch.tensor([[True], [False]])
-    )
+    emptied = with_an_empty_one()
     model(emptied, find_pairs(emptied, n_neighbors=6)).cell_repr.sin().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
