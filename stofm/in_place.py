@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from stofm.sparse_bias import SparseBias
 
@@ -68,6 +69,7 @@ class _Fill(Function):
         return state
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (place,) = ctx.saved_tensors
         grad = grad.flatten(1)
@@ -94,6 +96,7 @@ class _Attend(Function):
         return state, mixed.mul_(ctx.scale) if dropout else mixed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, of_state: Tensor | None, of_mixed: Tensor | None) -> tuple[Tensor | None, ...]:
         """`of_state` comes from the next layer's `_Attend` or from `_Read`, which make it and use it no more, so it is added to in place."""
         q, k, v, weights, is_kept = ctx.saved_tensors
@@ -120,5 +123,6 @@ class _Read(Function):
         return state.flatten(1).index_select(1, ctx.place).T.contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad.new_zeros(ctx.shape).flatten(1).index_add_(1, ctx.place, grad.T).view(ctx.shape), None, None
