@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stofm.in_place import InPlace
+from stofm.in_place import BLOCK, InPlace
 from stofm.sparse_bias import SparseBias
 
 Form = Literal["rows", "concatenated", "in_place"]
-BLOCK = 2**18  # scores in a block: a megabyte, which stays in a processor's cache
 LEAST_ROWS = 128  # of a block; products of fewer rows are slow
 
 
