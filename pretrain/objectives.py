@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pretrain.context import context_of_cells
 from stofm.batch import SubSliceBatch
-from stofm.geometry import find_pairs
+from stofm.geometry import Pairs, find_pairs
 from stofm.heads import CellHead, ContextHead, PairHead
 
 if TYPE_CHECKING:
@@ -126,14 +126,16 @@ class SE2Objectives(nn.Module):
         self.cell_head, self.pair_head = CellHead(), PairHead(transformer.config.n_heads)
         self.context_head = None if context_um is None else ContextHead(1 + len(context_um))
 
-    def forward(self, batch: MaskedBatch) -> Sums:
-        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and ``context`` (squared error, a mean over a cell's contexts)."""
-        pairs = find_pairs(batch.seen, n_neighbors=self.transformer.config.n_neighbors)
-        out = self.transformer(batch.seen, pairs)
+    def forward(self, batch: MaskedBatch, pairs: Pairs | None = None) -> Sums:
+        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and ``context`` (squared error, a mean over a cell's contexts).
+
+        `pairs` as in `SE2Transformer.forward`.
+        """
+        pairs = find_pairs(batch.seen, n_neighbors=self.transformer.config.n_neighbors) if pairs is None else pairs
+        out = self.transformer(batch.seen, pairs, wanted=batch.pairs)
         b, i = batch.predicted.unbind(1)
         cosine = (self.cell_head(out.cell_repr[b, i]).float() * batch.embeddings).sum(-1)
-        b, i, j = batch.pairs.unbind(1)
-        distances = self.pair_head(out.pair_repr[b, :, i, j]).float()
+        distances = self.pair_head(out.pair_repr).float()
         sums = {"mcm": (1 - cosine).sum(), "pdr": ((distances - batch.pair_distances) ** 2).sum()}
         if self.context_head is not None and self.context_um is not None:
             found = self.context_head(out.cell_repr[batch.seen.is_cell]).float()

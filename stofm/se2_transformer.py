@@ -6,6 +6,7 @@ Coordinates enter through distances alone, so turning, shifting or mirroring a s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,14 +15,20 @@ from torch import Tensor, nn
 from stofm.attention import PairStateAttention
 from stofm.batch import SubSliceBatch
 from stofm.config import FrozenModel
+from stofm.errors import DataError
 from stofm.fields import EMBEDDING_DIM
 from stofm.geometry import Pairs, find_pairs
 from stofm.pair_bias import PairBias
+from stofm.pair_state import Form, PairState, pair_state
+from stofm.published_pair_bias import PublishedPairBias
+
+PUBLISHED_MASK = -100.0  # in every dimension of a hidden embedding
 
 
 class SE2TransformerConfig(FrozenModel):
     """Sizes of the SE(2) transformer; its width is that of the cell embeddings, 256."""
 
+    scheme: Literal["stofm", "published"] = Field("stofm", description="`published` computes what published checkpoints were trained to.")
     n_layers: int = Field(4, ge=1)
     n_heads: int = Field(8, ge=1)
     ffn_dim: int = Field(256, ge=1)
@@ -44,13 +51,13 @@ class SubSliceRepr:
     Attributes
     ----------
     cell_repr : (B, N, 256) float
-        Representation of every cell and virtual cell; rows of padding hold nothing of use.
-    pair_repr : (B, H, N, N) float
-        Pair state after the last layer; columns of padding are -inf.
+        Representation of every cell and virtual cell; zero in padding.
+    pair_repr : (P, H) float or None
+        Pair state after the last layer of the pairs asked for.
     """
 
     cell_repr: Tensor
-    pair_repr: Tensor
+    pair_repr: Tensor | None
 
 
 class SE2Layer(nn.Module):
@@ -64,34 +71,70 @@ class SE2Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(EMBEDDING_DIM)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, cells: Tensor, pair_state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cells (B, N, D) and pair state (B, H, N, N) after this layer."""
-        update, pair_state = self.self_attn(cells, pair_state)
-        cells = self.self_attn_layer_norm(cells + self.dropout(update))
+    def forward(self, cells: Tensor, state: PairState) -> Tensor:
+        """Return the cells (T, D) after this layer, which adds to the pair state."""
+        cells = self.self_attn_layer_norm(cells + self.dropout(self.self_attn(cells, state)))
         update = self.fc2(nn.functional.gelu(self.fc1(cells)))
-        return self.final_layer_norm(cells + self.dropout(update)), pair_state
+        return self.final_layer_norm(cells + self.dropout(update))
 
 
 class SE2Transformer(nn.Module):
-    """Cells of a sub-slice, virtual cells of its slice, and the distances between them, read together."""
+    """Cells of a sub-slice, virtual cells of its slice, and the distances between them, read together.
+
+    Notes
+    -----
+    Under `scheme: published` the same layers compute the published function: its pair bias, its four types of token, unit vectors as they are,
+    a constant where an embedding is hidden. Batches hold its `<cls>`, and pairs are handed in, for its distances are no micrometres.
+    """
+
+    form: Form | None = None  # of the pair state; None: what suits device and gradients
 
     def __init__(self, config: SE2TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding_layer = nn.Linear(EMBEDDING_DIM, EMBEDDING_DIM)
-        self.mask_embedding = nn.Parameter(torch.randn(EMBEDDING_DIM) * 0.02)  # stands for a hidden cell embedding
-        self.type_embedding = nn.Embedding(2, EMBEDDING_DIM)  # 0 real, 1 virtual
+        is_published = config.scheme == "published"
+        if not is_published:
+            self.mask_embedding = nn.Parameter(torch.randn(EMBEDDING_DIM) * 0.02)  # stands for a hidden cell embedding
+        self.type_embedding = nn.Embedding(4 if is_published else 2, EMBEDDING_DIM)  # cell, virtual; cell, <cls>, virtual, padding
         nn.init.normal_(self.type_embedding.weight, std=0.02)
-        self.pair_bias = PairBias(config.n_heads, config.n_radial, config.length_um)
+        self.pair_bias: PairBias | PublishedPairBias = (
+            PublishedPairBias(config.n_heads, config.n_radial) if is_published else PairBias(config.n_heads, config.n_radial, config.length_um)
+        )
         self.layers = nn.ModuleList(SE2Layer(config) for _ in range(config.n_layers))
 
-    def forward(self, batch: SubSliceBatch, pairs: Pairs | None = None) -> SubSliceRepr:
-        """Read a batch; `pairs` spares finding them again where the caller has them."""
-        pairs = find_pairs(batch, n_neighbors=self.config.n_neighbors) if pairs is None else pairs
-        cells = self.embedding_layer(batch.cell_embeddings * EMBEDDING_DIM**0.5)  # unit vectors, scaled to unit variance
-        cells = torch.where(batch.is_masked[..., None], self.mask_embedding.to(cells.dtype), cells)
-        cells = cells + self.type_embedding(batch.is_virtual.long())  # (B, N, D)
-        pair_state = self.pair_bias(batch, pairs)
+    def forward(self, batch: SubSliceBatch, pairs: Pairs | None = None, *, wanted: Tensor | None = None) -> SubSliceRepr:
+        """Read a batch.
+
+        Parameters
+        ----------
+        batch : SubSliceBatch
+        pairs : Pairs, optional
+            Spares finding them again where the caller has them; required under `scheme: published`.
+        wanted : (P, 3) int64, optional
+            Sub-slice and two cells of every pair whose representation is asked for.
+        """
+        pairs = self._find_pairs(batch) if pairs is None else pairs
+        is_there = ~batch.is_padding
+        cells = self._read_cells(batch)[is_there]  # (T, D), without padding
+        with torch.autocast(cells.device.type, enabled=False):  # bias, and so the pair state, in float32 whatever the layers are in
+            state = pair_state(self.pair_bias(batch, pairs), self.form)
         for layer in self.layers:
-            cells, pair_state = layer(cells, pair_state)
-        return SubSliceRepr(cells, pair_state)
+            cells = layer(cells, state)
+        cell_repr = cells.new_zeros(*is_there.shape, EMBEDDING_DIM).masked_scatter(is_there[..., None], cells)
+        return SubSliceRepr(cell_repr, None if wanted is None else state.of_pairs(wanted))
+
+    def _find_pairs(self, batch: SubSliceBatch) -> Pairs:
+        if self.config.scheme == "published":
+            raise DataError("SE(2) transformer: found no pairs; expected those of the published distances. Make them with `published_pairs`.")
+        return find_pairs(batch, n_neighbors=self.config.n_neighbors)
+
+    def _read_cells(self, batch: SubSliceBatch) -> Tensor:
+        is_masked = batch.is_masked[..., None]
+        if self.config.scheme == "published":
+            types = 2 * batch.is_virtual + 3 * batch.is_padding
+            types = types if batch.is_cls is None else types + batch.is_cls
+            return self.embedding_layer(batch.cell_embeddings.masked_fill(is_masked, PUBLISHED_MASK)) + self.type_embedding(types)
+        cells = self.embedding_layer(batch.cell_embeddings * EMBEDDING_DIM**0.5)  # unit vectors, scaled to unit variance
+        cells = torch.where(is_masked, self.mask_embedding.to(cells.dtype), cells)
+        return cells + self.type_embedding(batch.is_virtual.long())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix
 
 from corpus.build import CorpusConfig
@@ -13,6 +14,7 @@ from corpus.slice import Slice, SliceSpec
 from corpus.sub_slices import SubSliceConfig
 from corpus.tasks import TaskConfig
 from corpus.virtual_cells import VirtualCellConfig
+from stofm.batch import SubSliceBatch
 from stofm.fields import (
     CELL_EMBEDDINGS,
     COORDS_UM,
@@ -68,6 +70,12 @@ def record_of(coords: np.ndarray, embeddings: np.ndarray, of_cell: np.ndarray, *
 def random_record(seed: int, n_cells: int = 40, *, n_virtual: int = 3, n_outside: int = 20) -> Arrays:
     """The record of a sub-slice of `n_cells` cells in a slice that has `n_outside` more."""
     return record_of(*random_cells(seed, n_cells + n_outside, n_virtual), n_cells=n_cells, n_virtual=n_virtual)
+
+
+def pairs_of_tokens(batch: SubSliceBatch) -> torch.Tensor:
+    """(P, 3), sub-slice and two tokens of every ordered pair of a batch that holds no padding."""
+    is_there = ~batch.is_padding
+    return (is_there[:, :, None] & is_there[:, None, :]).nonzero()
 
 
 def turned(coords: np.ndarray, degrees: float) -> np.ndarray:

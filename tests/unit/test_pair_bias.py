@@ -31,7 +31,7 @@ def batch():
 
 def test_every_entry_is_what_its_kind_says(pair_bias, batch):
     pairs = find_pairs(batch, n_neighbors=5)
-    bias = pair_bias(batch, pairs)
+    bias = pair_bias(batch, pairs).dense()
     B, N = batch.is_padding.shape
     expected = pair_bias.apart[None, :, None, None].expand(B, H, N, N).clone()
     values = pair_bias.of_distance(pairs.distance_um)
@@ -44,20 +44,20 @@ def test_every_entry_is_what_its_kind_says(pair_bias, batch):
 
 
 def test_the_bias_of_two_cells_is_the_same_both_ways(pair_bias, batch):
-    bias = pair_bias(batch, find_pairs(batch, n_neighbors=5))
+    bias = pair_bias(batch, find_pairs(batch, n_neighbors=5)).dense()
     n = int((~batch.is_padding[1]).sum())
     torch.testing.assert_close(bias[1, :, :n, :n], bias[1, :, :n, :n].mT, rtol=0, atol=0)
 
 
 def test_columns_of_padding_and_nothing_else_are_minus_infinity(pair_bias, batch):
-    bias = pair_bias(batch, find_pairs(batch, n_neighbors=5))
+    bias = pair_bias(batch, find_pairs(batch, n_neighbors=5)).dense()
     assert torch.equal(bias == -torch.inf, batch.is_padding[:, None, None, :].expand_as(bias))
 
 
 def test_distance_zero_is_a_distance_and_not_the_cell_itself(pair_bias):
     record = random_record(0, 5, n_virtual=0)
     batch = collate([{**record, COORDS_UM: np.zeros((5, 2), np.float32)}])
-    bias = pair_bias(batch, find_pairs(batch, n_neighbors=2))
+    bias = pair_bias(batch, find_pairs(batch, n_neighbors=2)).dense()
     torch.testing.assert_close(bias[0, :, 0, 1], pair_bias.of_distance(torch.zeros(1))[0])
     torch.testing.assert_close(bias[0, :, 0, 0], pair_bias.itself)
     assert (bias[0, :, 0, 1] - bias[0, :, 0, 0]).abs().min() > 1e-3
@@ -76,6 +76,6 @@ def test_distances_beyond_the_farthest_look_alike(pair_bias):
 
 def test_every_constant_and_the_function_of_distance_are_learned(batch):
     module = PairBias(n_heads=H, n_radial=16, length_um=20.0)
-    module(batch, find_pairs(batch, n_neighbors=5)).masked_fill(batch.is_padding[:, None, None, :], 0).square().sum().backward()
+    module(batch, find_pairs(batch, n_neighbors=5)).dense().masked_fill(batch.is_padding[:, None, None, :], 0).square().sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
     assert module.apart.grad.abs().max() > 0
