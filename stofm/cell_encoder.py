@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import BertConfig
 
 BERT_FOLDER, HEAD_STEM = "cell_bert", "cell_proj"  # the published names
+TOKENS_PER_BATCH = {"cpu": 2_048, "gpu": 65_536}
 
 
 class CellEncoderConfig(FrozenModel):
@@ -122,8 +124,11 @@ class CellEncoder(nn.Module):
 
 
 @torch.inference_mode()
-def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tokens_per_batch: int = 65_536) -> NDArray[np.float32]:
-    """Embed any number of cells, short with short, so that little is padding.
+def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tokens_per_batch: int | None = None) -> NDArray[np.float32]:
+    """Embed any number of cells, short with short, so that hardly anything is padding.
+
+    Neither the order of the cells nor `tokens_per_batch` changes an embedding beyond rounding. By default a batch fits the processor's
+    cache, or fills a GPU.
 
     Returns
     -------
@@ -131,15 +136,22 @@ def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tok
         In the order of the cells.
     """
     device = next(encoder.parameters()).device
+    budget = tokens_per_batch or TOKENS_PER_BATCH["cpu" if device.type == "cpu" else "gpu"]
     embeddings = np.empty((len(tokens.lengths), EMBEDDING_DIM), np.float32)
-    by_length = np.argsort(tokens.lengths, kind="stable")
+    for cells in _batches(tokens.lengths + 1, budget):
+        embeddings[cells] = encoder(torch.from_numpy(tokens.padded(cells, cls_token=cls_token)).to(device)).float().cpu().numpy()
+    return embeddings
+
+
+def _batches(lengths: NDArray[np.integer], budget: int) -> Iterator[NDArray[np.integer]]:
+    """Deal cells of these lengths, (n,), the shortest first, into batches of at most `budget` tokens with their padding, or of one cell."""
+    by_length = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(by_length):
-        ends = (np.arange(1, len(by_length) - start + 1) * (tokens.lengths[by_length[start:]] + 1) <= tokens_per_batch).sum()
-        cells = by_length[start : start + max(1, int(ends))]
-        embeddings[cells] = encoder(torch.from_numpy(tokens.padded(cells, cls_token=cls_token)).to(device)).float().cpu().numpy()
-        start += len(cells)
-    return embeddings
+        longest = lengths[by_length[start : start + max(1, budget // int(lengths[by_length[start]]))]]
+        n_cells = max(1, int((longest * np.arange(1, len(longest) + 1) <= budget).sum()))
+        yield by_length[start : start + n_cells]
+        start += n_cells
 
 
 def _read_head(stem: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stofm.cell_encoder import CellEncoder, CellEncoderConfig, embed_cells
+from stofm.cell_encoder import CellEncoder, CellEncoderConfig, _batches, embed_cells
 from stofm.errors import CheckpointError
 from stofm.gene_tokens import GeneTokens
 
@@ -45,10 +45,25 @@ def test_embeddings_are_unit_vectors_in_the_order_of_the_cells(encoder, tokens):
     np.testing.assert_allclose(embeddings, one_by_one, atol=1e-6)
 
 
-@pytest.mark.parametrize("tokens_per_batch", [1, 100, 65_536])
+@pytest.mark.parametrize("tokens_per_batch", [1, 100, 65_536, None])
 def test_batching_changes_nothing(encoder, tokens, tokens_per_batch):
     embeddings = embed_cells(encoder, tokens, cls_token=CLS, tokens_per_batch=tokens_per_batch)
     np.testing.assert_allclose(embeddings, embed_cells(encoder, tokens, cls_token=CLS, tokens_per_batch=300), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_permuting_cells_permutes_embeddings(encoder, tokens, seed):
+    order = np.random.default_rng(seed).permutation(40)
+    permuted = embed_cells(encoder, tokens.take(order), cls_token=CLS, tokens_per_batch=100)
+    np.testing.assert_allclose(permuted, embed_cells(encoder, tokens, cls_token=CLS, tokens_per_batch=100)[order], atol=1e-6)
+
+
+def test_batches_hold_every_cell_once_and_keep_to_their_budget():
+    lengths = np.random.default_rng(0).integers(1, 31, 200)
+    batches = list(_batches(lengths, 25))
+    assert np.sort(np.concatenate(batches)).tolist() == list(range(200))
+    assert all(len(cells) * lengths[cells].max() <= 25 or len(cells) == 1 for cells in batches)
+    assert max(map(len, batches)) > 10
 
 
 def test_sizes_follow_the_vocabulary(encoder):
