@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from stofm.cell_encoder import CellEncoder, CellEncoderConfig, _batches, embed_cells
 from stofm.errors import CheckpointError
@@ -96,37 +98,59 @@ class Code:
 def test_a_pickle_with_code_is_refused_and_not_executed(folder, tmp_path, name):
     (folder / ("cell_proj.safetensors" if name == "cell_proj.bin" else "cell_bert/model.safetensors")).unlink()
     torch.save({"weight": Code(tmp_path / "executed")}, folder / name)
-    with pytest.raises(CheckpointError, match=r"cell encoder .*expected cell_bert/ and cell_proj\.safetensors or \.bin"):
+    with pytest.raises(CheckpointError, match=rf"cell encoder .*{Path(name).name}: it asks for posix.mkdir to be executed, which was not done"):
         CellEncoder.from_folder(folder)
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "said"),
     [
-        lambda folder: (folder / "cell_proj.safetensors").unlink(),
-        lambda folder: shutil.rmtree(folder / "cell_bert"),
-        lambda folder: (folder / "cell_bert" / "config.json").unlink(),
-        lambda folder: (folder / "cell_bert" / "model.safetensors").unlink(),
-        lambda folder: (folder / "cell_bert" / "model.safetensors").write_bytes(b"\x10" * 50),
-        lambda folder: (folder / "cell_bert" / "config.json").write_text("{"),
-        lambda folder: shutil.rmtree(folder),
+        (lambda folder: (folder / "cell_proj.safetensors").unlink(), "Name a folder that holds both"),
+        (lambda folder: shutil.rmtree(folder / "cell_bert"), "Name a folder that holds both"),
+        (lambda folder: shutil.rmtree(folder), "Name a folder that holds both"),
+        (lambda folder: (folder / "cell_bert" / "config.json").unlink(), "expected a BertModel folder"),
+        (lambda folder: (folder / "cell_bert" / "config.json").write_text("{"), "expected a BertModel folder"),
+        (lambda folder: (folder / "cell_bert" / "model.safetensors").unlink(), "expected a BertModel folder"),
+        (lambda folder: (folder / "cell_bert" / "model.safetensors").write_bytes(b"\x10" * 50), "expected a BertModel folder"),
     ],
-    ids=["head", "bert", "bert's config", "bert's weights", "damaged weights", "damaged config", "folder"],
+    ids=["head", "bert", "folder", "bert's config", "damaged config", "bert's weights", "damaged weights"],
 )
-def test_a_folder_with_something_missing_or_damaged_is_refused(folder, damage):
+def test_a_folder_with_something_missing_or_damaged_is_refused(folder, damage, said):
     damage(folder)
-    with pytest.raises(CheckpointError, match=r"cell encoder .*Name a folder that holds both"):
+    with pytest.raises(CheckpointError, match=f"cell encoder .*{said}"):
         CellEncoder.from_folder(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", None], ids=["empty", "garbage", "list"])
-def test_a_head_that_is_none_is_refused(folder, content):
+def rewritten(path, change) -> None:
+    """Change the tensors of a safetensors file."""
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_weights_of_an_encoder_that_are_missing_are_named(folder):
+    rewritten(folder / "cell_bert" / "model.safetensors", lambda weights: weights.pop("encoder.layer.0.output.dense.bias"))
+    with pytest.raises(CheckpointError, match=r"1 weights missing or misshapen \['encoder.layer.0.output.dense.bias'\]"):
+        CellEncoder.from_folder(folder)
+
+
+def test_weights_that_an_encoder_has_no_use_for_are_left_out_and_named(folder):
+    rewritten(folder / "cell_bert" / "model.safetensors", lambda weights: weights.update({"pooler.dense.bias": torch.zeros(16)}))
+    assert CellEncoder.from_folder(folder).left_out == ("pooler.dense.bias",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "it ends too early"), (b"garbage", "no readable pickle"), (None, "found list; expected tensors with names")],
+    ids=["empty", "garbage", "list"],
+)
+def test_a_head_that_is_none_is_refused(folder, content, said):
     (folder / "cell_proj.safetensors").unlink()
     torch.save([1], folder / "cell_proj.bin")
     if content is not None:
         (folder / "cell_proj.bin").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"cell encoder .*Name a folder that holds both"):
+    with pytest.raises(CheckpointError, match=rf"cell encoder .*cell_proj\.bin: .*{said}"):
         CellEncoder.from_folder(folder)
 
 
