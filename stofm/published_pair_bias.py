@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from stofm.batch import SubSliceBatch
+from stofm.gaussian_mlp import gaussian_mlp
 from stofm.geometry import Pairs
 from stofm.sparse_bias import SparseBias
 
@@ -40,9 +39,9 @@ class PublishedPairBias(nn.Module):
 
     def of_distance(self, distance: Tensor) -> Tensor:
         """Map (E,) distances, in hundredths of the slice's diagonal, to (E, H) biases."""
-        std = self.stds.weight.abs() + LEAST_STD  # (1, K)
-        z = (self.linear(distance[:, None]) - self.means.weight) / std  # (E, K)
-        bias = self.proj(torch.exp(-0.5 * z**2) / (std * math.sqrt(2 * math.pi)))
+        std = self.stds.weight[0].abs() + LEAST_STD
+        x = self.linear(distance[:, None])[:, 0]
+        bias = gaussian_mlp(x, self.means.weight[0], std, *self.proj.parameters())
         return bias.masked_fill((distance == 0)[:, None], 0.0)
 
     def forward(self, batch: SubSliceBatch, pairs: Pairs) -> SparseBias:

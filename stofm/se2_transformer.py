@@ -19,6 +19,7 @@ from stofm.errors import DataError
 from stofm.fields import EMBEDDING_DIM
 from stofm.geometry import Pairs, find_pairs
 from stofm.pair_bias import PairBias
+from stofm.pair_state import Form, PairState, pair_state
 from stofm.published_pair_bias import PublishedPairBias
 
 PUBLISHED_MASK = -100.0  # in every dimension of a hidden embedding
@@ -50,7 +51,7 @@ class SubSliceRepr:
     Attributes
     ----------
     cell_repr : (B, N, 256) float
-        Representation of every cell and virtual cell; rows of padding hold nothing of use.
+        Representation of every cell and virtual cell; zero in padding.
     pair_repr : (P, H) float or None
         Pair state after the last layer of the pairs asked for.
     """
@@ -70,12 +71,11 @@ class SE2Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(EMBEDDING_DIM)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, cells: Tensor, pair_state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cells (B, N, D) and pair state (B, H, N, N) after this layer."""
-        update, pair_state = self.self_attn(cells, pair_state)
-        cells = self.self_attn_layer_norm(cells + self.dropout(update))
+    def forward(self, cells: Tensor, state: PairState) -> Tensor:
+        """Return the cells (T, D) after this layer, which adds to the pair state."""
+        cells = self.self_attn_layer_norm(cells + self.dropout(self.self_attn(cells, state)))
         update = self.fc2(nn.functional.gelu(self.fc1(cells)))
-        return self.final_layer_norm(cells + self.dropout(update)), pair_state
+        return self.final_layer_norm(cells + self.dropout(update))
 
 
 class SE2Transformer(nn.Module):
@@ -86,6 +86,8 @@ class SE2Transformer(nn.Module):
     Under `scheme: published` the same layers compute the published function: its pair bias, its four types of token, unit vectors as they are,
     a constant where an embedding is hidden. Batches hold its `<cls>`, and pairs are handed in, for its distances are no micrometres.
     """
+
+    form: Form | None = None  # of the pair state; None: what suits device and gradients
 
     def __init__(self, config: SE2TransformerConfig) -> None:
         super().__init__()
@@ -113,14 +115,13 @@ class SE2Transformer(nn.Module):
             Sub-slice and two cells of every pair whose representation is asked for.
         """
         pairs = self._find_pairs(batch) if pairs is None else pairs
-        cells = self._read_cells(batch)  # (B, N, D)
-        pair_state = self.pair_bias(batch, pairs).dense()
+        is_there = ~batch.is_padding
+        cells = self._read_cells(batch)[is_there]  # (T, D), without padding
+        state = pair_state(self.pair_bias(batch, pairs), self.form)
         for layer in self.layers:
-            cells, pair_state = layer(cells, pair_state)
-        if wanted is None:
-            return SubSliceRepr(cells, None)
-        b, i, j = wanted.unbind(1)
-        return SubSliceRepr(cells, pair_state[b, :, i, j])
+            cells = layer(cells, state)
+        cell_repr = cells.new_zeros(*is_there.shape, EMBEDDING_DIM).masked_scatter(is_there[..., None], cells)
+        return SubSliceRepr(cell_repr, None if wanted is None else state.of_pairs(wanted))
 
     def _find_pairs(self, batch: SubSliceBatch) -> Pairs:
         if self.config.scheme == "published":

@@ -1,84 +1,119 @@
-"""Attention by the pair state: scores add up from layer to layer, and padding is never looked at."""
+"""Attention by the pair state: scores add up from layer to layer, in every form of the state, forwards and backwards."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from synth import pairs_of_tokens, random_record
+from synth import random_record
+from torch import Tensor
 
 from stofm.attention import PairStateAttention
 from stofm.batch import collate
 from stofm.geometry import find_pairs
-from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
+from stofm.pair_state import pair_state
+from stofm.sparse_bias import SparseBias
 
-H, N, D = 4, 9, 32
-
-
-@pytest.fixture
-def attention() -> PairStateAttention:
-    torch.manual_seed(0)
-    module = PairStateAttention(D, H, dropout=0.5)
-    torch.nn.init.normal_(module.q_proj.bias)
-    return module.eval().requires_grad_(False)
+H, D, N_LAYERS = 4, 32, 3
+FORMS, WITH_GRADIENTS = ("rows", "concatenated", "in_place"), ("concatenated", "in_place")
+SIZES = (13, 2, 8)  # cells of the sub-slices; each has three virtual cells
 
 
 @pytest.fixture
-def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    cells, pair_state = torch.randn(2, N, D, generator=generator), torch.randn(2, H, N, N, generator=generator)
-    pair_state[1, :, :, 6:] = -torch.inf  # the second sub-slice has six cells
-    return cells, pair_state
-
-
-def heads(projected: torch.Tensor) -> torch.Tensor:
-    return projected.unflatten(-1, (H, -1)).transpose(1, 2)
-
-
-def plain_scores(module: PairStateAttention, cells: torch.Tensor) -> torch.Tensor:
-    """q k^T / sqrt(D / H), as the paper writes it."""
-    q, k = heads(module.q_proj(cells)), heads(module.k_proj(cells))
-    return torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5
-
-
-def test_one_layer_is_the_plain_formula(attention, inputs):
-    cells, before = inputs
-    update, after = attention(cells, before)
-    expected = before + plain_scores(attention, cells)
-    torch.testing.assert_close(after, expected)
-    mixed = torch.einsum("bhij,bhjd->bhid", expected.softmax(-1), heads(attention.v_proj(cells)))
-    torch.testing.assert_close(update, attention.out_proj(mixed.transpose(1, 2).flatten(2)))
-
-
-def test_padding_gets_no_weight(attention, inputs):
-    cells, pair_state = inputs
-    update, after = attention(cells, pair_state)
-    cells = cells.clone()
-    cells[1, 6:] = 1e3
-    other_update, other_after = attention(cells, pair_state)
-    assert torch.equal(update[1, :6], other_update[1, :6])
-    assert torch.equal(after[1, :, :6], other_after[1, :, :6])
-    assert (after[1, :, :, 6:] == -torch.inf).all()
-
-
-def test_the_last_pair_state_is_the_pair_bias_plus_the_scores_of_all_layers():
+def layers() -> torch.nn.ModuleList:
     torch.manual_seed(0)
-    model = SE2Transformer(SE2TransformerConfig(n_layers=3, n_heads=H, ffn_dim=32, n_radial=8)).eval().requires_grad_(False)
-    seen: list[tuple[PairStateAttention, torch.Tensor]] = []
-    for layer in model.layers:
-        layer.self_attn.register_forward_pre_hook(lambda module, args: seen.append((module, args[0])))
-    batch = collate([random_record(0), random_record(1, 15)])
-    pairs = find_pairs(batch, n_neighbors=model.config.n_neighbors)
-    wanted = pairs_of_tokens(batch)
-    pair_repr = model(batch, pairs, wanted=wanted).pair_repr
-    expected = model.pair_bias(batch, pairs).dense()
-    for module, cells in seen:
-        expected = expected + plain_scores(module, cells)
-    assert len(seen) == 3
+    modules = torch.nn.ModuleList(PairStateAttention(D, H, dropout=0.5) for _ in range(N_LAYERS)).double()
+    for parameter in modules.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return modules.eval()
+
+
+@pytest.fixture
+def bias() -> SparseBias:
+    torch.manual_seed(1)
+    batch = collate([random_record(number, n_cells) for number, n_cells in enumerate(SIZES)])
+    pairs = find_pairs(batch, n_neighbors=4)
+    values = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((len(pairs.first), H), (H,), (H,)))
+    return SparseBias(pairs, *values, batch.is_padding)
+
+
+@pytest.fixture
+def cells(bias) -> Tensor:
+    return torch.randn(bias.bounds[-1], D, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+
+
+def plain(layers, bias: SparseBias, cells: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Layer after layer as the paper writes it: cells after the last one, and the pair state of the wanted pairs."""
+    is_there = ~bias.is_padding
+    state, x = bias.dense(), cells.new_zeros(*is_there.shape, D).masked_scatter(is_there[..., None], cells)
+    for module in layers:
+        q, k, v = (project(x).unflatten(-1, (H, -1)) for project in (module.q_proj, module.k_proj, module.v_proj))
+        state = state + torch.einsum("bihd,bjhd->bhij", q, k) / (D / H) ** 0.5
+        x = x + module.out_proj(torch.einsum("bhij,bjhd->bihd", state.softmax(-1), v).flatten(2))
     b, i, j = wanted.T
-    torch.testing.assert_close(pair_repr, expected[b, :, i, j], atol=1e-4, rtol=1e-4)
+    return x[is_there], state[b, :, i, j]
 
 
-def test_dropout_acts_in_training_only(attention, inputs):
-    torch.testing.assert_close(attention(*inputs)[0], attention(*inputs)[0], rtol=0, atol=0)
-    attention.train()
-    assert (attention(*inputs)[0] != attention(*inputs)[0]).any()
+def ours(layers, bias: SparseBias, cells: Tensor, wanted: Tensor, form) -> tuple[Tensor, Tensor]:
+    state = pair_state(bias, form)
+    for module in layers:
+        cells = cells + module(cells, state)
+    return cells, state.of_pairs(wanted)
+
+
+def wanted_of(bias: SparseBias) -> Tensor:
+    """Every ordered pair of tokens, in no order."""
+    is_there = ~bias.is_padding
+    pairs = (is_there[:, :, None] & is_there[:, None, :]).nonzero()
+    return pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", [2**18, 60, 7])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_the_plain_formula(layers, bias, cells, form, block, monkeypatch):
+    monkeypatch.setattr("stofm.pair_state.BLOCK", block)
+    monkeypatch.setattr("stofm.pair_state.LEAST_ROWS", min(block, 64))
+    wanted = wanted_of(bias)
+    for found, expected in zip(ours(layers, bias, cells, wanted, form), plain(layers, bias, cells, wanted), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("asked", ["cells", "pairs", "both"])
+@pytest.mark.parametrize("form", WITH_GRADIENTS)
+def test_every_gradient_is_that_of_the_plain_formula(layers, bias, cells, form, asked):
+    wanted = wanted_of(bias)[:40]
+    wanted = torch.cat([wanted, wanted[:5]])  # some are asked for twice
+    learned = [bias.of_pair, bias.apart, bias.itself, cells, *layers.parameters()]
+
+    def gradients(of_cells, of_pairs):
+        score = {"cells": of_cells.sin().sum(), "pairs": of_pairs.sin().sum(), "both": of_cells.sin().sum() + of_pairs.sin().sum()}[asked]
+        return torch.autograd.grad(score, learned, allow_unused=True, materialize_grads=True)
+
+    expected = gradients(*plain(layers, bias, cells, wanted))
+    for found, one in zip(gradients(*ours(layers, bias, cells, wanted, form)), expected, strict=True):
+        torch.testing.assert_close(found, one)
+
+
+@pytest.mark.parametrize("form", WITH_GRADIENTS)
+def test_dropout_acts_in_training_and_its_gradient_is_exact(layers, bias, cells, form):
+    wanted = wanted_of(bias)
+    steady = ours(layers, bias, cells, wanted, form)[0]
+    layers.train()
+
+    def dropped(cells):
+        torch.manual_seed(3)
+        return ours(layers, bias, cells, wanted, form)[0]
+
+    assert (dropped(cells) != steady).any()
+    torch.autograd.gradcheck(dropped, (cells,), fast_mode=True)
+
+
+def test_rows_refuse_to_forget_gradients(layers, bias, cells):
+    with pytest.raises(RuntimeError, match="keeps nothing for gradients"):
+        ours(layers, bias, cells, wanted_of(bias), "rows")
+
+
+def test_the_form_follows_the_wish_for_gradients(bias):
+    assert type(pair_state(bias)).__name__ == "InPlace"
+    with torch.no_grad():
+        assert type(pair_state(bias)).__name__ == "RowBlocks"

@@ -1,0 +1,129 @@
+"""The pair state in three forms that compute the same: what distances add to attention, plus the scores of all layers so far.
+
+Forms differ in what they keep of ``S_l = S_{l-1} + q_l k_l^T``, where ``S_0`` is the pair bias and a layer attends by ``softmax(S_l) v_l``
+(SToFM, after Uni-Mol):
+
+- `RowBlocks` uses ``S_l = S_0 + [q_1 .. q_l] [k_1 .. k_l]^T`` and makes a few rows of it at a time: nothing is ever N x N. Inference on CPUs.
+- `Concatenated` hands the same sum to scaled-dot-product attention, with a dense ``S_0``. GPUs.
+- `InPlace` (`stofm.in_place`) adds every layer to one array: the least arithmetic. Training on CPUs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stofm.in_place import InPlace
+from stofm.sparse_bias import SparseBias
+
+Form = Literal["rows", "concatenated", "in_place"]
+BLOCK = 2**18  # scores in a block: a megabyte, which stays in a processor's cache
+LEAST_ROWS = 64  # of a block; products of fewer rows are slow
+
+
+class PairState(Protocol):
+    """What attention asks of every form. Tokens of all sub-slices follow one another, T in all, without padding."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
+        """Add the scores of a layer and attend; q (scaled), k, v and the result are (T, H, D/H)."""
+
+    def of_pairs(self, wanted: Tensor) -> Tensor:
+        """Return the state of (P, 3) pairs, sub-slice and two cells, as (P, H)."""
+
+
+def pair_state(bias: SparseBias, form: Form | None = None) -> PairState:
+    """Start from the pair bias, by default in the form that suits the device and the wish for gradients."""
+    if form is None:
+        form = "concatenated" if bias.apart.is_cuda else "in_place" if torch.is_grad_enabled() else "rows"
+    forms: dict[Form, type[PairState]] = {"rows": RowBlocks, "concatenated": Concatenated, "in_place": InPlace}
+    return forms[form](bias)  # type: ignore[call-arg]
+
+
+class _AllLayers:
+    """Queries and keys of all layers so far, side by side: (T, H, l * D/H) after l layers."""
+
+    q: Tensor | None = None
+    k: Tensor | None = None
+
+    def add(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        self.q = q if self.q is None else torch.cat([self.q, q], dim=-1)
+        self.k = k if self.k is None else torch.cat([self.k, k], dim=-1)
+        return self.q, self.k
+
+    def scores(self, first: Tensor, second: Tensor) -> Tensor | float:
+        """Sum of the scores of all layers of pairs of tokens, (P, H)."""
+        return 0.0 if self.q is None or self.k is None else (self.q[first] * self.k[second]).sum(-1)
+
+
+class RowBlocks(_AllLayers):
+    """A few rows at a time; keeps nothing for gradients."""
+
+    def __init__(self, bias: SparseBias) -> None:
+        self.bias = bias
+        row, column = bias.entries()
+        self.n_columns = bias.is_padding.shape[1]
+        self.key, order = (row * self.n_columns + column).sort()
+        self.value = bias.values()[order].T.contiguous()  # (H, M)
+        self.starts = torch.searchsorted(self.key, torch.arange(bias.bounds[-1] + 1) * self.n_columns).tolist()  # of every row
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("the pair state in row blocks keeps nothing for gradients; choose another form, or torch.no_grad()")
+        q, k, values = (x.to(self.value.dtype).transpose(0, 1).contiguous() for x in (*self.add(q, k), v))  # each (H, T, .)
+        mixed = torch.empty_like(values)
+        for start, stop in zip(self.bias.bounds, self.bias.bounds[1:], strict=False):
+            n = stop - start
+            n_rows = min(n, max(LEAST_ROWS, BLOCK // max(n, 1)))
+            n_heads = max(1, BLOCK // (n_rows * n)) if n_rows == n else 1
+            rooms = torch.empty(2, n_heads * n_rows * n, dtype=values.dtype)
+            for first in range(start, stop, n_rows or 1):
+                rows = slice(first, min(first + n_rows, stop))
+                place, entries = self._entries(rows, n)
+                for head in range(0, len(values), n_heads):
+                    heads = slice(head, head + n_heads)
+                    apart = self.bias.apart[heads, None]
+                    scores, weights = (room[: len(apart) * n * (rows.stop - first)].view(len(apart), -1) for room in rooms)
+                    scores.copy_(apart.expand_as(scores)).index_copy_(1, place, self.value[heads, entries])
+                    scores, weights = (x.view(len(apart), -1, n) for x in (scores, weights))
+                    scores.baddbmm_(q[heads, rows], k[heads, start:stop].mT)
+                    torch.softmax(scores, -1, out=weights)
+                    torch.bmm(weights, values[heads, start:stop], out=mixed[heads, rows])
+        return mixed.transpose(0, 1).to(v.dtype)
+
+    def _entries(self, rows: slice, n: int) -> tuple[Tensor, slice]:
+        """Place of the entries of some rows in a block of width n, and which they are."""
+        entries = slice(self.starts[rows.start], self.starts[rows.stop])
+        row, column = self.key[entries].div(self.n_columns, rounding_mode="floor"), self.key[entries] % self.n_columns
+        return (row - rows.start) * n + column, entries
+
+    def of_pairs(self, wanted: Tensor) -> Tensor:
+        row, column = self.bias.tokens_of(*wanted.unbind(1))
+        key = row * self.n_columns + column
+        at = torch.searchsorted(self.key, key).clamp(max=len(self.key) - 1)
+        bias = torch.where((self.key[at] == key)[:, None], self.value[:, at].T, self.bias.apart)
+        return bias + self.scores(row, self.bias.token[wanted[:, 0], wanted[:, 2]])
+
+
+class Concatenated(_AllLayers):
+    """Plain scaled-dot-product attention with a dense bias and ever wider heads."""
+
+    def __init__(self, bias: SparseBias) -> None:
+        self.bias, self.dense = bias, bias.dense()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
+        is_there = ~self.bias.is_padding
+
+        def padded(x: Tensor) -> Tensor:
+            return x.new_zeros(*is_there.shape, *x.shape[1:]).masked_scatter(is_there[..., None, None], x).transpose(1, 2)
+
+        q, k = self.add(q, k)
+        bias = self.dense.to(q.dtype)  # what fused kernels ask for; their softmax is in float32 whatever this is
+        mixed = F.scaled_dot_product_attention(padded(q), padded(k), padded(v), attn_mask=bias, dropout_p=dropout, scale=1.0)
+        return mixed.transpose(1, 2)[is_there]
+
+    def of_pairs(self, wanted: Tensor) -> Tensor:
+        b, i, j = wanted.unbind(1)
+        return self.dense[b, :, i, j] + self.scores(self.bias.token[b, i], self.bias.token[b, j])
