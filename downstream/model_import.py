@@ -61,7 +61,7 @@ def import_published(
     if encoder.left_out:
         report(f"left out of the cell encoder: {', '.join(encoder.left_out)}")
     scales = ScaleConfig(scheme="published", rank_value=RankValueConfig(max_tokens=min(MOST_GENES, encoder.max_tokens)))
-    of_encoder = {name: sha256 for name, sha256 in tree_sha256(cell_encoder).items() if name.startswith((BERT_FOLDER, HEAD_STEM))}
+    of_encoder = {f"cell_encoder/{name}": sha256 for name, sha256 in tree_sha256(cell_encoder).items() if name.startswith((BERT_FOLDER, HEAD_STEM))}
     published_files = {se2.name: file_sha256(se2), config.name: file_sha256(config), **of_encoder}
     texts = {
         "gene_vocab.csv": vocab.to_csv(),

@@ -22,6 +22,7 @@ from stofm.se2_transformer import SE2Transformer
 
 MOST_CHANGE = 1e-4  # of a number of a representation; these are about 1, and rounding in float32 changes them by about 1e-6
 SPACING_UM = 10.0
+CELLS_OF_SLICE = 500
 SUB_SLICE, SLICE = "sub-slice", "slice"
 
 
@@ -71,13 +72,12 @@ def _changes_of_sub_slice(transformer: SE2Transformer, motions: Motions, in_unit
 
 
 def _changes_of_slice(embedder: Embedder, motions: Motions) -> dict[str, float]:
-    """Changes from slice to representations, in sub-slices of at most 500 cells so that there are several."""
-    smaller = embedder.scales.sub_slices.model_copy(
-        update={"n_cells": min(500, embedder.scales.sub_slices.n_cells), "min_cells": None, "max_cells": None}
-    )
+    """Changes of the representations of a slice, cut so that it has several sub-slices."""
+    n_each = min(CELLS_OF_SLICE // 2, embedder.scales.sub_slices.n_cells)
+    smaller = embedder.scales.sub_slices.model_copy(update={"n_cells": n_each, "min_cells": None, "max_cells": None})
     embedder = replace(embedder, scales=embedder.scales.model_copy(update={"sub_slices": smaller}))
-    tissue, keys = made_up(0, 1200), np.random.default_rng(1).integers(0, 2**64, 1200, dtype=np.uint64)
-    order = np.random.default_rng(3).permutation(1200)
+    tissue, keys = made_up(0, CELLS_OF_SLICE), np.random.default_rng(1).integers(0, 2**64, CELLS_OF_SLICE, dtype=np.uint64)
+    order = np.random.default_rng(3).permutation(CELLS_OF_SLICE)
 
     def represent(made: MadeUp, keys: np.ndarray) -> FloatArray:
         rows = tissue_order(keys, made.coords)
