@@ -21,7 +21,7 @@ FILE_ORDER, BY_LENGTH = "batches of 32 in file order", "embed_cells"
 CLS, CELLS_PER_BATCH = 25_426, 32  # the vocabulary and the batches of the published way
 AT_LEAST, MOST_DIFFERENT = 3.0, 1e-5
 PUBLISHED_SIZE = CellEncoderConfig()  # 6 layers, 256 wide: the order of magnitude of the published encoder
-SMALL = CellEncoderConfig(n_layers=1, width=128, n_heads=2, ffn_dim=256)
+SMALL = CellEncoderConfig(n_layers=1, width=64, n_heads=1, ffn_dim=128)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Size:
         return f"{self.n_cells:,} cells, {self.encoder.n_layers} layers, {self.encoder.width} wide"
 
 
-FULLY = (Size(10_000, 5, SMALL), Size(480, 3, PUBLISHED_SIZE))
+FULLY = (Size(10_000, 5, SMALL), Size(128, 2, PUBLISHED_SIZE))
 TINY = Size(80, 2, CellEncoderConfig(n_layers=1, width=16, n_heads=2, ffn_dim=16))
 
 
