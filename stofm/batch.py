@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stofm.errors import DataError
 from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, EMBEDDING_DIM, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS
 
 
@@ -48,7 +49,15 @@ class SubSliceBatch:
 
 
 def collate(sub_slices: Sequence[Mapping[str, np.ndarray]]) -> SubSliceBatch:
-    """Pad sub-slices (arrays named as in `stofm.fields`) to the largest of them; ``is_masked`` is taken where present."""
+    """Pad sub-slices (arrays named as in `stofm.fields`) to the largest of them; ``is_masked`` is taken where present.
+
+    Raises
+    ------
+    DataError
+        If there is no sub-slice, one has no cell, or a place or an embedding is not finite.
+    """
+    if not sub_slices:
+        raise DataError("batch: found no sub-slice; expected one at least.")
     sizes = [(len(one[COORDS_UM]), len(one[VIRTUAL_COORDS_UM])) for one in sub_slices]
     B, N = len(sizes), max(n + v for n, v in sizes)
     embeddings = np.zeros((B, N, EMBEDDING_DIM), np.float32)
@@ -60,4 +69,10 @@ def collate(sub_slices: Sequence[Mapping[str, np.ndarray]]) -> SubSliceBatch:
         is_virtual[b, n : n + v] = True
         is_padding[b, : n + v] = False
         is_masked[b, :n] = one.get("is_masked", False)
+        if n == 0:
+            raise DataError(f"sub-slice {b} of the batch: found no cell; expected one at least. Leave it out.")
+        for name, array in ((COORDS_UM, coords[b]), (CELL_EMBEDDINGS, embeddings[b])):
+            if not np.isfinite(array).all():
+                n_bad = int((~np.isfinite(array).all(axis=1)).sum())
+                raise DataError(f"sub-slice {b} of the batch: {name} of {n_bad} cells or virtual cells are not finite; expected numbers. Drop them.")
     return SubSliceBatch(*map(torch.from_numpy, (embeddings, coords, is_virtual, is_padding, is_masked)))

@@ -9,6 +9,7 @@ from e3nn.math import soft_one_hot_linspace
 from torch import Tensor, nn
 
 from stofm.batch import SubSliceBatch
+from stofm.distance_bias import DistanceBias
 from stofm.geometry import Pairs
 from stofm.sparse_bias import SparseBias
 
@@ -17,7 +18,7 @@ REACH_UM = (40.0, 2_000.0)  # shortest and longest at the start
 WITH_VIRTUAL = (-4.0, 4.0)  # at the start: what a pair with a virtual cell adds in heads that read cells, and in those that read virtual cells
 
 
-class PairBias(nn.Module):
+class PairBias(DistanceBias):
     """A learned function of distance, evaluated on the pairs that exist; three learned constants for all other entries.
 
     Distances enter as ``log(1 + d / length_um)`` through K Gaussians (e3nn's radial basis), so that 10 um between
@@ -38,10 +39,12 @@ class PairBias(nn.Module):
         Micrometres; the resolution is finest below it.
     """
 
+    farthest = FARTHEST_UM
+
     def __init__(self, n_heads: int, n_radial: int, length_um: float) -> None:
         super().__init__()
         self.n_radial, self.length_um = n_radial, length_um
-        self.farthest = float(torch.log1p(torch.tensor(FARTHEST_UM / length_um)))
+        self.end = float(torch.log1p(torch.tensor(FARTHEST_UM / length_um)))  # of the radial basis
         self.mlp = nn.Sequential(nn.Linear(n_radial, n_radial), nn.GELU(), nn.Linear(n_radial, n_heads))
         n_twos = (n_heads + 1) // 2
         self.log_reach_um = nn.Parameter(torch.linspace(math.log(REACH_UM[0]), math.log(REACH_UM[1]), n_twos).repeat_interleave(2)[:n_heads])
@@ -49,11 +52,11 @@ class PairBias(nn.Module):
         self.itself = nn.Parameter(torch.zeros(n_heads))
         self.with_virtual = nn.Parameter(torch.tensor(WITH_VIRTUAL).repeat(n_twos)[:n_heads])
 
-    def of_distance(self, distance_um: Tensor) -> Tensor:
+    def formula(self, distance_um: Tensor) -> Tensor:
         """Map (E,) distances in micrometres to (E, H) biases."""
         distance_um = distance_um.clamp(max=FARTHEST_UM)
         u = torch.log1p(distance_um / self.length_um)
-        basis = soft_one_hot_linspace(u, 0.0, self.farthest, self.n_radial, basis="gaussian", cutoff=False)  # (E, K)
+        basis = soft_one_hot_linspace(u, 0.0, self.end, self.n_radial, basis="gaussian", cutoff=False)  # (E, K)
         return self.mlp(basis) - distance_um[:, None] / self.log_reach_um.exp()
 
     def forward(self, batch: SubSliceBatch, pairs: Pairs) -> SparseBias:

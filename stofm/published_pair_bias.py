@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stofm.batch import SubSliceBatch
+from stofm.distance_bias import DistanceBias
 from stofm.gaussian_mlp import gaussian_mlp
 from stofm.geometry import Pairs
 from stofm.sparse_bias import SparseBias
@@ -14,7 +15,7 @@ NO_DISTANCE = 100.0  # stands in a published matrix where no distance is known, 
 LEAST_STD = 1e-5
 
 
-class PublishedPairBias(nn.Module):
+class PublishedPairBias(DistanceBias):
     """K Gaussians of an affine map of the distance, then two layers; 0 where the distance is 0.
 
     Parameters
@@ -29,6 +30,8 @@ class PublishedPairBias(nn.Module):
     Source: SToFM, after Uni-Mol. Names and shapes of the parameters are those of the published files.
     """
 
+    farthest = NO_DISTANCE
+
     def __init__(self, n_heads: int, n_radial: int) -> None:
         super().__init__()
         self.linear = nn.Linear(1, 1)
@@ -37,12 +40,14 @@ class PublishedPairBias(nn.Module):
         for kernels in (self.means, self.stds):
             nn.init.uniform_(kernels.weight, 0, 3)
 
-    def of_distance(self, distance: Tensor) -> Tensor:
+    def formula(self, distance: Tensor) -> Tensor:
         """Map (E,) distances, in hundredths of the slice's diagonal, to (E, H) biases."""
         std = self.stds.weight[0].abs() + LEAST_STD
-        x = self.linear(distance[:, None])[:, 0]
-        bias = gaussian_mlp(x, self.means.weight[0], std, *self.proj.parameters())
-        return bias.masked_fill((distance == 0)[:, None], 0.0)
+        return gaussian_mlp(self.linear(distance[:, None])[:, 0], self.means.weight[0], std, *self.proj.parameters())
+
+    def of_distance(self, distance: Tensor) -> Tensor:
+        """The formula, but 0 at distance 0, which `<cls>` has to all tokens."""
+        return super().of_distance(distance).masked_fill((distance == 0)[:, None], 0.0)
 
     def forward(self, batch: SubSliceBatch, pairs: Pairs) -> SparseBias:
         """Return the bias of the batch: a value per pair, that of `NO_DISTANCE` for two tokens apart, 0 for a token with itself."""

@@ -12,6 +12,12 @@ from stofm.fields import COORDS_UM
 from stofm.geometry import find_pairs
 
 
+@pytest.fixture(params=["matrix", "tree"], autouse=True)
+def _way(request, monkeypatch) -> None:
+    """Both ways of finding pairs, whatever the number of cells."""
+    monkeypatch.setattr("stofm.geometry.MOST_BY_MATRIX", {"matrix": 10_000, "tree": 0}[request.param])
+
+
 def plain_pairs(coords: np.ndarray, is_virtual: np.ndarray, n_neighbors: int) -> set[tuple[int, int]]:
     """Unordered pairs of one sub-slice without padding, cell by cell."""
     cells = np.flatnonzero(~is_virtual)

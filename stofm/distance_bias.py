@@ -1,0 +1,95 @@
+"""A learned function of distance: exact with gradients, and without them in bounded memory or from a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stofm.errors import ConfigError
+
+CHUNK = 2**14  # distances at a time where no gradient is wanted
+FEWEST_KNOTS, MOST_KNOTS = 2**12, 2**20
+
+
+class DistanceBias(nn.Module):
+    """Base of the pair biases: a subclass writes the formula, `farthest` is where its table ends."""
+
+    farthest: float
+    _table: DistanceTable | None = None
+
+    def formula(self, distance: Tensor) -> Tensor:
+        """Map (E,) distances to (E, H) biases; continuous."""
+        raise NotImplementedError
+
+    def of_distance(self, distance: Tensor) -> Tensor:
+        """Map (E,) distances to (E, H) biases; without gradients from the table, where one was made of these weights and reaches far enough."""
+        if torch.is_grad_enabled():
+            return self.formula(distance)
+        table = self._table
+        if table is not None and table.made_of == self._versions() and len(distance) and distance.max() <= self.farthest:
+            return table(distance)
+        return torch.cat([self.formula(some) for some in distance.split(CHUNK)]) if len(distance) else self.formula(distance)
+
+    @torch.no_grad()
+    def tabulate(self, tolerance: float = 1e-5) -> float:
+        """Make a table of the formula and return its largest error, as measured at three points between all knots.
+
+        A table serves as long as the weights stay as they are, and only where no gradient is wanted: interpolation gives wrong ones.
+
+        Raises
+        ------
+        ConfigError
+            If a million knots do not reach `tolerance`.
+        """
+        self._table = None
+        n_knots = FEWEST_KNOTS
+        while (table := self._with_knots(n_knots)).error > tolerance:
+            n_knots *= 4
+            if n_knots > MOST_KNOTS:
+                raise ConfigError(
+                    f"table of the pair bias: its error is {table.error:.1e}; expected at most {tolerance:.1e}. Allow more, or use none."
+                )
+        self._table = table
+        return table.error
+
+    def _with_knots(self, n_knots: int) -> DistanceTable:
+        like = next(self.parameters())
+        at = torch.arange(4 * n_knots + 1, dtype=torch.float64).div_(4 * n_knots).square_().mul_(self.farthest).to(like)
+        value = DistanceBias.of_distance(self, at)  # not a subclass's, which may jump at 0
+        table = DistanceTable(at[::4].contiguous(), value[::4].contiguous(), self._versions(), 0.0)
+        return DistanceTable(table.knots, table.value, table.made_of, float((table(at) - value).abs().max()))
+
+    def _versions(self) -> tuple[tuple[int, int], ...]:
+        """Changes whenever a weight does."""
+        return tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceTable:
+    """Values of a function at knots that lie the closer the nearer to 0, straight lines between them.
+
+    Attributes
+    ----------
+    knots : (M + 1,) float
+        ``farthest * (m / M)^2``.
+    value : (M + 1, H) float
+    made_of : tuple
+        The state of the weights behind it.
+    error : float
+        The largest that was found.
+    """
+
+    knots: Tensor
+    value: Tensor
+    made_of: tuple[tuple[int, int], ...]
+    error: float
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        """Interpolate at (E,) distances within the knots; (E, H)."""
+        n_knots = len(self.knots) - 1
+        low = (distance / self.knots[-1]).sqrt_().mul_(n_knots).long().clamp_(max=n_knots - 1)
+        left, right = self.knots[low], self.knots[low + 1]
+        share = ((distance - left) / (right - left))[:, None]
+        return torch.lerp(self.value[low], self.value[low + 1], share)
