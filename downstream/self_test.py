@@ -14,7 +14,8 @@ from corpus.scales import GeneScale
 from corpus.slice import FloatArray
 from downstream.embedding import Embedder, represent_cells
 from stofm.batch import SubSliceBatch, collate
-from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, EMBEDDING_DIM, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS
+from stofm.cell_encoder import embed_cells
+from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, EMBEDDING_DIM, N_LEADING_SPECIALS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS
 from stofm.gene_tokens import GeneTokens
 from stofm.geometry import Pairs
 from stofm.published_batch import PublishedSubSlice, collate_published
@@ -23,7 +24,7 @@ from stofm.se2_transformer import SE2Transformer
 MOST_CHANGE = 1e-4  # of a number of a representation; these are about 1, and rounding in float32 changes them by about 1e-6
 SPACING_UM = 10.0
 CELLS_OF_SLICE = 500
-SUB_SLICE, SLICE = "sub-slice", "slice"
+CELL, SUB_SLICE, SLICE = "cell", "sub-slice", "slice"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +46,28 @@ class MadeUp:
 def self_test(embedder: Embedder) -> dict[str, float]:
     """Return the largest change of a number of a cell's representation under each thing that must not matter; NaN where there is none.
 
-    Of a sub-slice, as the SE(2) transformer reads it: motions, order of the cells, other sub-slices in the batch, padding. Of a slice,
-    with its virtual cells and sub-slices made anew: motions and order of the rows. Published checkpoints promise less: their
-    squares, scale and clusters follow the axes of the file, so slices are not tried, and sub-slices not shifted, for `<cls>` lies
-    at the origin.
+    Of cells, as the cell encoder reads them: padding. Of a sub-slice, as the SE(2) transformer reads it: motions, order of the
+    cells, other sub-slices in the batch, padding. Of a slice, with its virtual cells and sub-slices made anew: motions and order of
+    the rows. Published checkpoints promise less: their squares, scale and clusters follow the axes of the file, so slices are not
+    tried, and sub-slices not shifted, for `<cls>` lies at the origin.
     """
     transformer, is_published = embedder.model.se2_transformer, embedder.scales.scheme == "published"
     motions = {"rotation": _turn, "reflection": lambda coords: coords * np.array([-1.0, 1.0])}
     if not is_published:
         motions["shift"] = lambda coords: coords + np.array([1234.5, -678.9])
-    changes = _changes_of_sub_slice(transformer, motions, in_published_unit if is_published else lambda made: made)
+    changes = _changes_of_cells(embedder) | _changes_of_sub_slice(transformer, motions, in_published_unit if is_published else lambda made: made)
     return changes if is_published else changes | _changes_of_slice(embedder, motions)
 
 
 Motions = dict[str, Callable[[FloatArray], FloatArray]]
+
+
+def _changes_of_cells(embedder: Embedder) -> dict[str, float]:
+    encoder, vocab, rng = embedder.model.cell_encoder, embedder.vocab, np.random.default_rng(0)
+    lengths = rng.integers(1, min(200, embedder.scales.rank_value.max_tokens) + 1, 12)
+    cells = GeneTokens.of_lengths(rng.integers(N_LEADING_SPECIALS, N_LEADING_SPECIALS + len(vocab.gene_ids), lengths.sum()), lengths)
+    alone, together = (embed_cells(encoder, cells, cls_token=vocab.cls_token, tokens_per_batch=budget) for budget in (1, 10_000))
+    return {f"{CELL}, padding": float(np.abs(together - alone).max())}
 
 
 def _changes_of_sub_slice(transformer: SE2Transformer, motions: Motions, in_unit: Callable[[MadeUp], MadeUp]) -> dict[str, float]:

@@ -94,9 +94,11 @@ class CellEncoder(nn.Module):
                 for pickled in (folder / BERT_FOLDER).glob("pytorch_model*.bin"):
                     read_weights(pickled)  # says what is wrong with it; transformers would advise to run it
             bert, info = _read_bert(folder / BERT_FOLDER)
-            unfit = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+            no_numbers = [name for name, value in bert.state_dict().items() if not torch.isfinite(value).all()]
+            unfit = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])) or no_numbers
             if unfit:
-                raise CheckpointError(f"{BERT_FOLDER}/: {len(unfit)} weights missing or misshapen {unfit[:3]}; expected those of its config.json.")
+                raise CheckpointError(f"{BERT_FOLDER}/: {len(unfit)} weights missing, misshapen or not finite {unfit[:3]}; "
+                                      "expected those of its config.json. Use the original files.")  # fmt: skip
             encoder = cls(bert.config)
             encoder.bert, encoder.left_out = bert, tuple(sorted(info["unexpected_keys"]))
             load_weights(encoder.proj, head)

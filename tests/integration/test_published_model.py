@@ -74,7 +74,7 @@ def test_show_says_what_a_published_model_promises(model):
     assert "se2transformer.pth" in shown
     assert "not stated" in shown
     assert "slice, rotation" not in shown.replace("sub-slice, rotation", "")
-    assert shown.count("  ok\n") == 5
+    assert shown.count("  ok\n") == 6
 
 
 def test_show_of_one_of_ours_for_programs(tiny_run, tiny_corpus):
@@ -135,7 +135,7 @@ def without_a_layer(path: Path) -> None:
         ("config.json", Path.unlink, "config.json: found no JSON object"),
         ("cell_encoder/cell_proj.bin", with_code, "it asks for posix.mkdir to be executed"),
         ("cell_encoder/cell_proj.bin", Path.unlink, "Name a folder that holds both"),
-        ("cell_encoder/cell_bert/model.safetensors", without_a_layer, "weights missing or misshapen ['encoder.layer.1."),
+        ("cell_encoder/cell_bert/model.safetensors", without_a_layer, "weights missing, misshapen or not finite ['encoder.layer.1."),
         ("cell_encoder/cell_bert/model.safetensors", truncated, "expected a BertModel folder"),
         ("tokens.csv", Path.unlink, "tokens.csv: no such file"),
         ("medians.csv", lambda path: path.write_text("gene,value\n"), "without a positive median"),

@@ -129,9 +129,10 @@ def rewritten(path, change) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def test_weights_of_an_encoder_that_are_missing_are_named(folder):
-    rewritten(folder / "cell_bert" / "model.safetensors", lambda weights: weights.pop("encoder.layer.0.output.dense.bias"))
-    with pytest.raises(CheckpointError, match=r"1 weights missing or misshapen \['encoder.layer.0.output.dense.bias'\]"):
+@pytest.mark.parametrize("change", [dict.pop, lambda weights, name: weights[name].fill_(torch.nan)], ids=["missing", "nan"])
+def test_weights_of_an_encoder_that_are_missing_or_no_numbers_are_named(folder, change):
+    rewritten(folder / "cell_bert" / "model.safetensors", lambda weights: change(weights, "encoder.layer.0.output.dense.bias"))
+    with pytest.raises(CheckpointError, match=r"1 weights missing, misshapen or not finite \['encoder.layer.0.output.dense.bias'\]"):
         CellEncoder.from_folder(folder)
 
 

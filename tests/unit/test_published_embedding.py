@@ -84,6 +84,14 @@ def test_every_cell_is_represented(representations):
     assert np.isfinite(representations).all()
 
 
+@pytest.mark.parametrize(("motion", "is_same"), [(lambda coords: coords[:, ::-1] * [-1.0, 1.0], False), (lambda coords: 7.0 * coords + 50.0, True)])
+def test_embeddings_follow_the_axes_of_the_file_and_not_the_unit(parity, embedder, motion, is_same):
+    """A quarter turn keeps squares and scale, but Leiden sees other sums of places and components."""
+    coords, embeddings = parity["coordinates"].numpy()[:600], parity["cell_embeddings"].numpy()[:600]
+    usual, moved = (represent_cells(scale_of(some, np.arange(600)), embeddings, embedder) for some in (coords, motion(coords)))
+    assert (np.abs(moved - usual).max() <= 2e-5) == is_same
+
+
 @pytest.mark.parametrize(
     ("coords", "said"),
     [(np.zeros((30, 2)), "all cells lie in one point"), (np.stack([np.arange(1200.0), np.zeros(1200)], axis=1), "1200 cells lie in one line")],
