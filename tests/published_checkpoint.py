@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,16 @@ def far_reaching(weights: Weights, *, times: float = 5.0) -> Weights:
     """The same with a pair bias that tells distances from 0 to 100 apart, and so many times as large."""
     of_heads = "model.gaussian.proj.2.weight"
     return weights | {"model.gaussian.linear.weight": torch.full((1, 1), 0.03), of_heads: times * weights[of_heads]}
+
+
+class Code:
+    """What a malicious pickle holds: a call that is made when it is loaded."""
+
+    def __init__(self, sign: Path) -> None:
+        self.sign = str(sign)
+
+    def __reduce__(self):
+        return os.mkdir, (self.sign,)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cli import contents, refused, stofm, succeed
-from published_checkpoint import Checkpoint, edit, published_embeddings, published_tokens, random_weights, write_checkpoint
+from published_checkpoint import Checkpoint, Code, edit, published_embeddings, published_tokens, random_weights, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from stofm.cell_encoder import CellEncoder
@@ -99,16 +98,6 @@ def test_a_failed_self_test_is_plain_to_see(checkpoint, copy, tmp_path, monkeypa
     assert outcome.code == 2
     assert "the self-test failed for sub-slice, rotation; expected changes of at most 0.0001" in outcome.stderr
     assert "FAILED" in outcome.stdout or '"passed": false' in outcome.stdout
-
-
-class Code:
-    """What a malicious pickle holds: a call that is made when it is loaded."""
-
-    def __init__(self, sign: Path) -> None:
-        self.sign = str(sign)
-
-    def __reduce__(self):
-        return os.mkdir, (self.sign,)
 
 
 def with_code(path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from published_checkpoint import Code
 from safetensors.torch import load_file, save_file
 
 from stofm.cell_encoder import CellEncoder, CellEncoderConfig, _batches, embed_cells
@@ -82,16 +82,6 @@ def test_the_published_head_is_read(encoder, tokens, folder):
     torch.save(encoder.proj.state_dict(), folder / "cell_proj.bin")
     again = CellEncoder.from_folder(folder).eval()
     assert embed_cells(again, tokens, cls_token=CLS).tobytes() == embed_cells(encoder, tokens, cls_token=CLS).tobytes()
-
-
-class Code:
-    """What a malicious pickle holds: a call that is made when it is loaded."""
-
-    def __init__(self, sign) -> None:
-        self.sign = str(sign)
-
-    def __reduce__(self):
-        return os.mkdir, (self.sign,)
 
 
 @pytest.mark.parametrize("name", ["cell_proj.bin", "cell_bert/pytorch_model.bin"])

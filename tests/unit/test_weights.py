@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
+from published_checkpoint import Code
 from safetensors.torch import save_file
 
 from stofm.errors import CheckpointError
 from stofm.weights import load_weights, read_weights
 
 WEIGHTS = {"one": torch.arange(300.0), "two": torch.ones(2, 3, dtype=torch.float16)}
-
-
-class Code:
-    """What a malicious pickle holds: a call that is made when it is loaded."""
-
-    def __init__(self, sign: Path) -> None:
-        self.sign = str(sign)
-
-    def __reduce__(self):
-        return os.mkdir, (self.sign,)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.bin", "w.safetensors"])
