@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stofm.errors import ConfigError
 
 CHUNK = 2**14  # distances at a time where no gradient is wanted
-FEWEST_KNOTS, MOST_KNOTS = 2**12, 2**20
+FEWEST_KNOTS, MOST_KNOTS = 2**14, 2**18
 
 
 class DistanceBias(nn.Module):
@@ -33,7 +33,7 @@ class DistanceBias(nn.Module):
         return torch.cat([self.formula(some) for some in distance.split(CHUNK)]) if len(distance) else self.formula(distance)
 
     @torch.no_grad()
-    def tabulate(self, tolerance: float = 1e-5) -> float:
+    def tabulate(self, tolerance: float = 1e-4) -> float:
         """Make a table of the formula and return its largest error, as measured at three points between all knots.
 
         A table serves as long as the weights stay as they are, and only where no gradient is wanted: interpolation gives wrong ones.
@@ -41,7 +41,7 @@ class DistanceBias(nn.Module):
         Raises
         ------
         ConfigError
-            If a million knots do not reach `tolerance`.
+            If 262,144 knots do not reach `tolerance`.
         """
         self._table = None
         n_knots = FEWEST_KNOTS

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
-CHUNK = 512  # numbers; 128 Gaussians of them are a quarter of a megabyte
+CHUNK, CHUNK_ON_GPU = 512, 2**16  # numbers; 128 Gaussians of 512 are a quarter of a megabyte, while GPUs want few and large steps
 LEAST_EXPONENT = -75.0  # a Gaussian below e^-75 is taken for 0: such numbers and their products are denormal, and slow on CPUs
 
 
@@ -46,11 +47,12 @@ class _GaussianMLP(Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, mean, inverse, w1, b1, w2 = ctx.saved_tensors
         of_x = torch.empty_like(x)
         of_mean, of_inverse, of_w1, of_b1, of_w2 = (torch.zeros_like(one) for one in (mean, inverse, w1, b1, w2))
-        room, ones = x.new_empty(2, min(CHUNK, len(x)), len(mean)), x.new_ones(1, CHUNK)
+        room, ones = x.new_empty(2, _chunk(x), len(mean)), x.new_ones(1, _chunk(x))
         for rows, z, gaussians, hidden in _chunks(x, mean, inverse, w1, b1):
             one, n = grad[rows], len(z)
             of_hidden, of_z, sums = room[0, :n], room[1, :n], ones[:, :n]
@@ -67,12 +69,17 @@ class _GaussianMLP(Function):
         return of_x, of_mean, of_inverse, of_w1, of_b1, of_w2, grad.sum(0)
 
 
+def _chunk(x: Tensor) -> int:
+    return min(CHUNK if x.device.type == "cpu" else CHUNK_ON_GPU, len(x))
+
+
 def _chunks(x: Tensor, mean: Tensor, inverse: Tensor, w1: Tensor, b1: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Rows, ``z``, ``exp(-z^2 / 2)`` and hidden layer of every chunk, each (chunk, K) and overwritten by the next."""
-    room = x.new_empty(3, min(CHUNK, len(x)), len(mean))
+    chunk = _chunk(x)
+    room = x.new_empty(3, chunk, len(mean))
     w1_t = w1.T.contiguous()
-    for start in range(0, len(x), CHUNK):
-        rows = slice(start, min(start + CHUNK, len(x)))
+    for start in range(0, len(x), chunk or 1):
+        rows = slice(start, min(start + chunk, len(x)))
         z, gaussians, hidden = room[:, : rows.stop - start]
         torch.sub(x[rows, None], mean, out=z).mul_(inverse)
         torch.mul(z, z, out=gaussians).mul_(-0.5).clamp_(min=LEAST_EXPONENT).exp_()

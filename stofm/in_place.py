@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from stofm.sparse_bias import SparseBias
+
+BLOCK = 2**18  # scores worked on at a time: a megabyte, which stays in a processor's cache
 
 
 class InPlace:
@@ -21,7 +24,7 @@ class InPlace:
     def __init__(self, bias: SparseBias) -> None:
         self.bias = bias
         row, column = bias.entries()
-        bounds = torch.tensor(bias.bounds)
+        bounds = torch.tensor(bias.bounds, device=row.device)
         b = torch.searchsorted(bounds, row, right=True) - 1
         self.sizes = bounds.diff().tolist()
         place = (row - bounds[b]) * bounds.diff()[b] + column
@@ -41,11 +44,17 @@ class InPlace:
     def of_pairs(self, wanted: Tensor) -> Tensor:
         row, column = self.bias.tokens_of(*wanted.unbind(1))
         order = torch.argsort(wanted[:, 0], stable=True)
-        bounds = torch.tensor(self.bias.bounds)
+        bounds = torch.tensor(self.bias.bounds, device=row.device)
         n_each = torch.bincount(wanted[:, 0], minlength=len(self.sizes)).tolist()
         row, column = row[order] - bounds[wanted[order, 0]], column[order]
         read = [_Read.apply(s, i, j) for s, i, j in zip(self.states, row.split(n_each), column.split(n_each), strict=True)]
         return torch.cat(read)[torch.argsort(order)]
+
+
+def blocks_of_heads(state: Tensor) -> list[slice]:
+    """Heads of an (H, n, n) array, as many at a time as a block holds."""
+    n_heads = max(1, BLOCK // max(1, state[0].numel()))
+    return [slice(h, h + n_heads) for h in range(0, len(state), n_heads)]
 
 
 class _Fill(Function):
@@ -60,6 +69,7 @@ class _Fill(Function):
         return state
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (place,) = ctx.saved_tensors
         grad = grad.flatten(1)
@@ -75,10 +85,10 @@ class _Attend(Function):
         weights = torch.empty_like(state)
         is_kept = torch.empty_like(state, dtype=torch.bool) if dropout else None
         mixed = torch.empty_like(v)
-        for h in range(len(state)):  # head by head, for then an array fits into a processor's cache
-            torch.softmax(state[h].addmm_(q[h], k[h].mT), -1, out=weights[h])
+        for h in blocks_of_heads(state):
+            torch.softmax(state[h].baddbmm_(q[h], k[h].mT), -1, out=weights[h])
             seen = weights[h] if is_kept is None else weights[h] * is_kept[h].bernoulli_(1 - dropout)
-            torch.mm(seen, v[h], out=mixed[h])
+            torch.bmm(seen, v[h], out=mixed[h])
         ctx.mark_dirty(state)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, weights, is_kept)
@@ -86,23 +96,21 @@ class _Attend(Function):
         return state, mixed.mul_(ctx.scale) if dropout else mixed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, of_state: Tensor | None, of_mixed: Tensor | None) -> tuple[Tensor | None, ...]:
         """`of_state` comes from the next layer's `_Attend` or from `_Read`, which make it and use it no more, so it is added to in place."""
         q, k, v, weights, is_kept = ctx.saved_tensors
         of_state = torch.zeros_like(weights) if of_state is None else of_state
         of_q, of_k, of_v = (torch.empty_like(x) for x in (q, k, v))
         of_mixed = torch.zeros_like(v) if of_mixed is None else of_mixed * ctx.scale
-        room, of_scores = weights.new_empty(2, *weights.shape[1:])
-        for h in range(len(weights)):
-            seen = weights[h] if is_kept is None else torch.mul(weights[h], is_kept[h], out=room)
-            torch.mm(seen.mT, of_mixed[h], out=of_v[h])
-            torch.mm(of_mixed[h], v[h].mT, out=room)
-            if is_kept is not None:
-                room.mul_(is_kept[h])
-            torch.ops.aten._softmax_backward_data.out(room, weights[h], -1, room.dtype, grad_input=of_scores)
-            of_state[h] += of_scores
-            torch.mm(of_state[h], k[h], out=of_q[h])
-            torch.mm(of_state[h].mT, q[h], out=of_k[h])
+        for h in blocks_of_heads(weights):
+            seen = weights[h] if is_kept is None else weights[h] * is_kept[h]
+            torch.bmm(seen.mT, of_mixed[h], out=of_v[h])
+            of_seen = of_mixed[h] @ v[h].mT
+            of_weights = of_seen if is_kept is None else of_seen.mul_(is_kept[h])
+            of_state[h] += torch._softmax_backward_data(of_weights, weights[h], -1, weights.dtype)
+            torch.bmm(of_state[h], k[h], out=of_q[h])
+            torch.bmm(of_state[h].mT, q[h], out=of_k[h])
         return of_state, of_q, of_k, of_v, None
 
 
@@ -115,5 +123,6 @@ class _Read(Function):
         return state.flatten(1).index_select(1, ctx.place).T.contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad.new_zeros(ctx.shape).flatten(1).index_add_(1, ctx.place, grad.T).view(ctx.shape), None, None

@@ -21,7 +21,7 @@ from stofm.sparse_bias import SparseBias
 
 Form = Literal["rows", "concatenated", "in_place"]
 BLOCK = 2**18  # scores in a block: a megabyte, which stays in a processor's cache
-LEAST_ROWS = 64  # of a block; products of fewer rows are slow
+LEAST_ROWS = 128  # of a block; products of fewer rows are slow
 
 
 class PairState(Protocol):
@@ -45,6 +45,7 @@ def pair_state(bias: SparseBias, form: Form | None = None) -> PairState:
 class _AllLayers:
     """Queries and keys of all layers so far, side by side: (T, H, l * D/H) after l layers."""
 
+    bias: SparseBias
     q: Tensor | None = None
     k: Tensor | None = None
 
@@ -55,7 +56,10 @@ class _AllLayers:
 
     def scores(self, first: Tensor, second: Tensor) -> Tensor | float:
         """Sum of the scores of all layers of pairs of tokens, (P, H)."""
-        return 0.0 if self.q is None or self.k is None else (self.q[first] * self.k[second]).sum(-1)
+        if self.q is None or self.k is None:
+            return 0.0
+        dtype = self.bias.apart.dtype
+        return (self.q[first].to(dtype) * self.k[second].to(dtype)).sum(-1)
 
 
 class RowBlocks(_AllLayers):
@@ -67,7 +71,7 @@ class RowBlocks(_AllLayers):
         self.n_columns = bias.is_padding.shape[1]
         self.key, order = (row * self.n_columns + column).sort()
         self.value = bias.values()[order].T.contiguous()  # (H, M)
-        self.starts = torch.searchsorted(self.key, torch.arange(bias.bounds[-1] + 1) * self.n_columns).tolist()  # of every row
+        self.starts = torch.searchsorted(self.key, torch.arange(bias.bounds[-1] + 1, device=row.device) * self.n_columns).tolist()  # of every row
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
         if torch.is_grad_enabled():
@@ -77,19 +81,19 @@ class RowBlocks(_AllLayers):
         for start, stop in zip(self.bias.bounds, self.bias.bounds[1:], strict=False):
             n = stop - start
             n_rows = min(n, max(LEAST_ROWS, BLOCK // max(n, 1)))
-            n_heads = max(1, BLOCK // (n_rows * n)) if n_rows == n else 1
-            rooms = torch.empty(2, n_heads * n_rows * n, dtype=values.dtype)
+            n_heads = max(1, BLOCK // max(n_rows * n, 1)) if n_rows == n else 1
+            room = values.new_empty(n_heads * n_rows * n)
             for first in range(start, stop, n_rows or 1):
                 rows = slice(first, min(first + n_rows, stop))
                 place, entries = self._entries(rows, n)
                 for head in range(0, len(values), n_heads):
                     heads = slice(head, head + n_heads)
                     apart = self.bias.apart[heads, None]
-                    scores, weights = (room[: len(apart) * n * (rows.stop - first)].view(len(apart), -1) for room in rooms)
+                    scores = room[: len(apart) * n * (rows.stop - first)].view(len(apart), -1)
                     scores.copy_(apart.expand_as(scores)).index_copy_(1, place, self.value[heads, entries])
-                    scores, weights = (x.view(len(apart), -1, n) for x in (scores, weights))
-                    scores.baddbmm_(q[heads, rows], k[heads, start:stop].mT)
-                    torch.softmax(scores, -1, out=weights)
+                    scores = scores.view(len(apart), -1, n).baddbmm_(q[heads, rows], k[heads, start:stop].mT)
+                    weights = torch.softmax(scores, -1, out=scores)
+                    weights = F.dropout(weights, dropout, inplace=True) if dropout else weights
                     torch.bmm(weights, values[heads, start:stop], out=mixed[heads, rows])
         return mixed.transpose(0, 1).to(v.dtype)
 

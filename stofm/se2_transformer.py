@@ -117,7 +117,8 @@ class SE2Transformer(nn.Module):
         pairs = self._find_pairs(batch) if pairs is None else pairs
         is_there = ~batch.is_padding
         cells = self._read_cells(batch)[is_there]  # (T, D), without padding
-        state = pair_state(self.pair_bias(batch, pairs), self.form)
+        with torch.autocast(cells.device.type, enabled=False):  # bias, and so the pair state, in float32 whatever the layers are in
+            state = pair_state(self.pair_bias(batch, pairs), self.form)
         for layer in self.layers:
             cells = layer(cells, state)
         cell_repr = cells.new_zeros(*is_there.shape, EMBEDDING_DIM).masked_scatter(is_there[..., None], cells)

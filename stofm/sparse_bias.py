@@ -62,10 +62,12 @@ class SparseBias:
         return torch.cat([self.of_pair, self.of_pair[: self.pairs.n_mutual], itself])
 
     def dense(self) -> Tensor:
-        """Return all entries, (B, H, N, N); columns of padding are -inf."""
+        """Return all entries, (B, H, N, N); columns of padding are -inf, but in a sub-slice of padding alone."""
         B, N = self.is_padding.shape
-        of_entry = torch.cat([self.of_pair, self.of_pair[: self.pairs.n_mutual]])
-        bias = self.apart.expand(B, N, N, -1).index_put(self.pairs.entries(), of_entry)  # (B, N, N, H)
-        itself = torch.arange(N, device=bias.device)
-        bias = bias.index_put((torch.arange(B, device=bias.device)[:, None], itself, itself), self.itself)
-        return bias.permute(0, 3, 1, 2).masked_fill(self.is_padding[:, None, None, :], -torch.inf)
+        head = torch.arange(len(self.apart), device=self.apart.device)
+        b, i, j = (x[:, None] for x in self.pairs.entries())
+        of_entry = torch.cat([self.of_pair, self.of_pair[: self.pairs.n_mutual]])  # (M, H)
+        bias = self.apart[:, None, None].expand(B, -1, N, N).index_put((b, head, i, j), of_entry)
+        bias = torch.where(torch.eye(N, dtype=torch.bool, device=bias.device), self.itself[:, None, None], bias)
+        is_padding = self.is_padding & ~self.is_padding.all(dim=1, keepdim=True)
+        return bias.masked_fill(is_padding[:, None, None, :], -torch.inf)

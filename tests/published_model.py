@@ -98,6 +98,19 @@ def our_name(name: str) -> str:
     return OUR_NAMES[start] + name.removeprefix(start)
 
 
+def random_weights(seed: int, *, n_radial: int = 128) -> Weights:
+    """Published weights as they start, but that no bias is zero, at which a ReLU has no one gradient."""
+    torch.manual_seed(seed)
+    config = SE2TransformerConfig(scheme="published", n_layers=N_LAYERS, n_heads=N_HEADS, n_radial=n_radial)
+    ours = SE2Objectives(SE2Transformer(config)).state_dict()
+    for name, value in ours.items():
+        if name.endswith("bias"):
+            value += 0.02 * torch.randn_like(value)
+    starts = {ours_start: start for start, ours_start in OUR_NAMES.items()}
+    of_name = {name: next(start for start in starts if name.startswith(f"{start}.")) for name in ours}
+    return {starts[of_name[name]] + name.removeprefix(of_name[name]): value.requires_grad_() for name, value in ours.items()}
+
+
 def our_model(weights: Weights) -> SE2Objectives:
     """Our transformer and heads under `scheme: published`, with the published weights, in evaluation mode."""
     n_radial = weights["model.gaussian.means.weight"].shape[1]

@@ -108,6 +108,13 @@ def test_dropout_acts_in_training_and_its_gradient_is_exact(layers, bias, cells,
     torch.autograd.gradcheck(dropped, (cells,), fast_mode=True)
 
 
+@torch.no_grad()
+def test_dropout_acts_in_every_form_that_is_training(layers, bias, cells):
+    steady = ours(layers, bias, cells, wanted_of(bias), "rows")[0]
+    layers.train()
+    assert (ours(layers, bias, cells, wanted_of(bias), "rows")[0] != steady).any()
+
+
 def test_rows_refuse_to_forget_gradients(layers, bias, cells):
     with pytest.raises(RuntimeError, match="keeps nothing for gradients"):
         ours(layers, bias, cells, wanted_of(bias), "rows")

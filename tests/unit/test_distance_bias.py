@@ -75,7 +75,7 @@ def test_without_gradients_chunks_change_nothing(bias, distances, monkeypatch):
 
 
 def test_a_tolerance_out_of_reach_is_said(bias, monkeypatch):
-    monkeypatch.setattr("stofm.distance_bias.MOST_KNOTS", 2**13)
+    monkeypatch.setattr("stofm.distance_bias.MOST_KNOTS", 2**14)
     with pytest.raises(ConfigError, match=r"table of the pair bias: its error is .* expected at most 1\.0e-12"):
         bias.tabulate(1e-12)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_model import PADDING_TYPE, Weights, our_input, our_losses, our_model, our_name, published_losses, published_model
+from published_model import PADDING_TYPE, Weights, our_input, our_losses, our_model, our_name, published_losses, published_model, random_weights
 from safetensors.torch import load_file
 
 FORWARD, RELATIVE = 2e-5, 1e-4  # as the folder's README asks
@@ -73,3 +73,17 @@ def test_our_objectives_give_the_published_losses_and_gradients(parity, weights)
     (mcm + pdr).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert_losses_and_gradients(mcm, pdr, lambda name: gradients[our_name(name)], parity)
+
+
+@pytest.mark.parametrize("form", ["in_place", "concatenated"])
+def test_every_gradient_is_that_of_the_plain_formula(parity, form):
+    weights = random_weights(0)
+    inputs = [parity[f"train/{name}"] for name in ("token_embeddings", "distances", "token_types", "labels", "pair_labels")]
+    sum(published_losses(weights, *published_model(weights, *inputs[:3]), *inputs[3:])).backward()
+    model = our_model(weights)
+    model.transformer.form = form
+    sum(our_losses(model, *inputs)).backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    errors = {name: float((found.pop(our_name(name)) - one.grad).norm() / one.grad.norm()) for name, one in weights.items()}
+    assert not found
+    assert max(errors.values()) <= RELATIVE, errors
