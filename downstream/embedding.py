@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,18 +13,21 @@ import torch
 import stofm
 from corpus.gene_ids import GeneTables, gene_tables_of_model, map_to_human
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
+from corpus.published_scheme import extract_published, published_distances
 from corpus.readers import sections_of, slice_name, slice_of
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
-from corpus.slice import FloatArray, Slice, SliceSpec
+from corpus.slice import FloatArray, IntArray, Slice, SliceSpec
 from corpus.sub_slices import cut_sub_slices
 from corpus.virtual_cells import make_virtual_cells
-from stofm.batch import collate
+from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import embed_cells
 from stofm.checkpoint import Model, load_model
 from stofm.config import load_config
 from stofm.durable import replacing
 from stofm.errors import CheckpointError, DataError, located
 from stofm.fields import EMBEDDING_DIM, STOFM_STATUS, UNS_STOFM, X_STOFM, X_STOFM_CELL
+from stofm.geometry import Pairs
+from stofm.published_batch import PublishedSubSlice, collate_published
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,10 +72,15 @@ def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
         raise CheckpointError(
             f"model {folder}: its vocabulary has {vocab.n_tokens} ids, its encoder {model.cell_encoder.n_tokens}; expected the same."
         )
+    scales = load_config(ScaleConfig, folder / "scales.json")
+    if (scales.scheme == "published") != (model.se2_transformer.config.scheme == "published"):
+        raise CheckpointError(
+            f"model {folder}: scales.json has scheme {scales.scheme!r}, model.json {model.se2_transformer.config.scheme!r}; expected one scheme."
+        )
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for module in (model.cell_encoder, model.se2_transformer):
         module.to(target)
-    return Embedder(model, vocab, gene_tables_of_model(folder), load_config(ScaleConfig, folder / "scales.json"))
+    return Embedder(model, vocab, gene_tables_of_model(folder), scales)
 
 
 def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embeddings: bool = False) -> AnnData:
@@ -134,19 +143,55 @@ def embed_slice(st_slice: Slice, embedder: Embedder) -> SliceEmbedding:
 
 @torch.inference_mode()
 def represent_cells(scale: GeneScale, embeddings: FloatArray, embedder: Embedder) -> FloatArray:
-    """Run the SE(2) transformer over a slice; (n, 256) float32 in the order of `scale`."""
-    transformer, config = embedder.model.se2_transformer, embedder.scales
+    """Run the SE(2) transformer over a slice; (n, 256) float32 in the order of `scale`.
+
+    Raises
+    ------
+    BadSlice
+        Under `scheme: published`, if the cells lie in a point or a line; see `corpus.published_scheme`.
+    """
+    transformer = embedder.model.se2_transformer
     device = next(transformer.parameters()).device
+    owned, read = (_published_input if embedder.scales.scheme == "published" else _tissue_input)(scale, embeddings, embedder.scales)
+    by_size = sorted(range(len(owned)), key=lambda number: len(owned[number]))  # little padding
+    cell_repr = np.empty_like(embeddings)
+    for start in range(0, len(owned), SUB_SLICES_PER_BATCH):
+        numbers = by_size[start : start + SUB_SLICES_PER_BATCH]
+        batch, pairs = read(numbers, device)
+        output, is_cell = transformer(batch, pairs).cell_repr.float().cpu().numpy(), batch.is_cell.cpu().numpy()
+        for number, tokens, of_cells in zip(numbers, output, is_cell, strict=True):
+            cell_repr[owned[number]] = tokens[of_cells][: len(owned[number])]
+    return cell_repr
+
+
+Owned = list[IntArray]  # rows of the scale that each sub-slice owns; they come first among its cells
+ReadBatch = Callable[[list[int], torch.device], tuple[SubSliceBatch, Pairs | None]]  # of sub-slices with these numbers
+
+
+def _tissue_input(scale: GeneScale, embeddings: FloatArray, config: ScaleConfig) -> tuple[Owned, ReadBatch]:
     virtual = make_virtual_cells(scale.coords_um, embeddings, config.virtual_cells)
     parts = cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices)
-    cell_repr = np.empty_like(embeddings)
-    for start in range(0, len(parts), SUB_SLICES_PER_BATCH):
-        members = parts[start : start + SUB_SLICES_PER_BATCH]
-        batch = collate([sub_slice_arrays(scale, embeddings, virtual, one) for one in members]).to(device)
-        output = transformer(batch).cell_repr.float().cpu().numpy()
-        for one, of_cells in zip(members, output, strict=True):
-            cell_repr[one.owned] = of_cells[: one.n_owned]
-    return cell_repr
+
+    def read(numbers: list[int], device: torch.device) -> tuple[SubSliceBatch, None]:
+        return collate([sub_slice_arrays(scale, embeddings, virtual, parts[number]) for number in numbers]).to(device), None
+
+    return [one.owned for one in parts], read
+
+
+def _published_input(scale: GeneScale, embeddings: FloatArray, config: ScaleConfig) -> tuple[Owned, ReadBatch]:
+    order = np.argsort(scale.rows)  # cells in the order of the file
+    published = extract_published(scale.coords_um[order], embeddings[order])
+    places, virtual = published.places, published.virtual
+    owned: Owned = [order[members] for members in published.sub_slices]
+
+    def sub_slice(number: int) -> PublishedSubSlice:
+        distances = published_distances(places[published.sub_slices[number]], virtual.coords_um)
+        return PublishedSubSlice(embeddings[owned[number]], virtual.embeddings, distances)
+
+    def read(numbers: list[int], device: torch.device) -> tuple[SubSliceBatch, Pairs]:
+        return collate_published([sub_slice(number) for number in numbers], device)
+
+    return owned, read
 
 
 def require_embedded(table: AnnData, name: str, *, weights_sha256: str | None = None) -> FloatArray:

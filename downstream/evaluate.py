@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig, *, track: Callable[[str], AbstractContextMa
     """
     out = Path(config.out)
     embedder = load_embedder(Path(config.model))
-    seen_inputs = set(embedder.model.meta["trained_on"].get("inputs", {}).values())
+    seen_inputs = set(embedder.model.meta.trained_on.get("inputs", {}).values())
     claim_folder(out, EVALUATION_KIND)
     rows, per_class = [], []
     embedded: dict[str, SliceEmbedding] = {}

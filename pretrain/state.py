@@ -15,9 +15,9 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
-from stofm.checkpoint import load_weights
 from stofm.durable import read_json, remove, replacing, tree_sha256, write_json
 from stofm.errors import CheckpointError, FormatError
+from stofm.weights import load_weights
 
 CHECKPOINT_FORMAT = "stofm-checkpoint/1"
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)

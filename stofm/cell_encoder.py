@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,18 +11,20 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stofm.config import FrozenModel
-from stofm.errors import CheckpointError
+from stofm.errors import CheckpointError, located
 from stofm.fields import EMBEDDING_DIM, PAD_TOKEN
 from stofm.gene_tokens import GeneTokens
+from stofm.weights import load_weights, read_weights
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
+    from transformers import BertConfig, BertModel
 
-BERT_FOLDER, HEAD_STEM = "cell_bert", "cell_proj"  # the published names
+BERT_FOLDER, HEAD_STEM, HEAD_ENDS = "cell_bert", "cell_proj", (".safetensors", ".bin")  # the published names
+TOKENS_PER_BATCH = {"cpu": 2_048, "gpu": 65_536}
 
 
 class CellEncoderConfig(FrozenModel):
@@ -36,12 +38,19 @@ class CellEncoderConfig(FrozenModel):
 
 
 class CellEncoder(nn.Module):
-    """Gene tokens of cells in, unit vectors out."""
+    """Gene tokens of cells in, unit vectors out.
+
+    Attributes
+    ----------
+    left_out : tuple of str
+        Weights of the folder that it was read from which have no place in it, as a pooler's.
+    """
 
     def __init__(self, bert_config: BertConfig) -> None:
         from transformers import BertModel
 
         super().__init__()
+        self.left_out: tuple[str, ...] = ()
         self.bert = BertModel(bert_config, add_pooling_layer=False)
         self.proj = nn.Linear(bert_config.hidden_size, EMBEDDING_DIM)
 
@@ -76,20 +85,23 @@ class CellEncoder(nn.Module):
         CheckpointError
             If a file is missing, damaged or of another shape.
         """
-        from transformers import BertModel
-
-        try:
-            loaded: Any = BertModel.from_pretrained(folder / BERT_FOLDER, add_pooling_layer=False, local_files_only=True, output_loading_info=True)
-            bert, info = loaded
-            if info["missing_keys"] or info["mismatched_keys"]:
-                raise ValueError(f"weights missing or misshapen: {sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))[:3]}")
+        with located(f"cell encoder {folder}"):
+            head = next((folder / f"{HEAD_STEM}{end}" for end in HEAD_ENDS if (folder / f"{HEAD_STEM}{end}").is_file()), None)
+            if head is None or not (folder / BERT_FOLDER).is_dir():
+                raise CheckpointError(f"found no {BERT_FOLDER}/ or no {HEAD_STEM}; expected {BERT_FOLDER}/ and {HEAD_STEM}.safetensors or .bin. "
+                                      "Name a folder that holds both.")  # fmt: skip
+            if not list((folder / BERT_FOLDER).glob("*.safetensors")):
+                for pickled in (folder / BERT_FOLDER).glob("pytorch_model*.bin"):
+                    read_weights(pickled)  # says what is wrong with it; transformers would advise to run it
+            bert, info = _read_bert(folder / BERT_FOLDER)
+            no_numbers = [name for name, value in bert.state_dict().items() if not torch.isfinite(value).all()]
+            unfit = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])) or no_numbers
+            if unfit:
+                raise CheckpointError(f"{BERT_FOLDER}/: {len(unfit)} weights missing, misshapen or not finite {unfit[:3]}; "
+                                      "expected those of its config.json. Use the original files.")  # fmt: skip
             encoder = cls(bert.config)
-            encoder.bert = bert
-            encoder.proj.load_state_dict(_read_head(folder / HEAD_STEM))
-        except (OSError, RuntimeError, ValueError, TypeError, EOFError, UnpicklingError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"cell encoder {folder}: {reason}; expected {BERT_FOLDER}/ and {HEAD_STEM}.safetensors or .bin. "
-                                  "Name a folder that holds both.") from error  # fmt: skip
+            encoder.bert, encoder.left_out = bert, tuple(sorted(info["unexpected_keys"]))
+            load_weights(encoder.proj, head)
         return encoder
 
     def save(self, folder: Path) -> None:
@@ -122,8 +134,11 @@ class CellEncoder(nn.Module):
 
 
 @torch.inference_mode()
-def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tokens_per_batch: int = 65_536) -> NDArray[np.float32]:
-    """Embed any number of cells, short with short, so that little is padding.
+def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tokens_per_batch: int | None = None) -> NDArray[np.float32]:
+    """Embed any number of cells, short with short, so that hardly anything is padding.
+
+    Neither the order of the cells nor `tokens_per_batch` changes an embedding beyond rounding. By default a batch fits the processor's
+    cache, or fills a GPU.
 
     Returns
     -------
@@ -131,17 +146,30 @@ def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tok
         In the order of the cells.
     """
     device = next(encoder.parameters()).device
+    budget = tokens_per_batch or TOKENS_PER_BATCH["cpu" if device.type == "cpu" else "gpu"]
     embeddings = np.empty((len(tokens.lengths), EMBEDDING_DIM), np.float32)
-    by_length = np.argsort(tokens.lengths, kind="stable")
-    start = 0
-    while start < len(by_length):
-        ends = (np.arange(1, len(by_length) - start + 1) * (tokens.lengths[by_length[start:]] + 1) <= tokens_per_batch).sum()
-        cells = by_length[start : start + max(1, int(ends))]
+    for cells in _batches(tokens.lengths + 1, budget):
         embeddings[cells] = encoder(torch.from_numpy(tokens.padded(cells, cls_token=cls_token)).to(device)).float().cpu().numpy()
-        start += len(cells)
     return embeddings
 
 
-def _read_head(stem: Path) -> dict[str, Tensor]:
-    safe, published = stem.with_suffix(".safetensors"), stem.with_suffix(".bin")
-    return load_file(safe) if safe.is_file() else torch.load(published, map_location="cpu", weights_only=True)
+def _batches(lengths: NDArray[np.integer], budget: int) -> Iterator[NDArray[np.integer]]:
+    """Deal cells of these lengths, (n,), the shortest first, into batches of at most `budget` tokens with their padding, or of one cell."""
+    by_length = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(by_length):
+        longest = lengths[by_length[start : start + max(1, budget // int(lengths[by_length[start]]))]]
+        n_cells = max(1, int((longest * np.arange(1, len(longest) + 1) <= budget).sum()))
+        yield by_length[start : start + n_cells]
+        start += n_cells
+
+
+def _read_bert(folder: Path) -> tuple[BertModel, dict[str, Any]]:
+    """Read a BertModel folder; the second value names what was missing, misshapen or of no use in it."""
+    from transformers import BertModel
+
+    try:
+        read: Any = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{BERT_FOLDER}/: {' '.join(str(error).split())[:200]}; expected a BertModel folder. Copy it again.") from error
+    return read

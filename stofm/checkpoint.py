@@ -2,10 +2,10 @@
 
 ```text
 stofm.json              kind of folder
-model.json              format, sizes, sha256 of every other file, what it was trained on
+model.json              format, sizes and scheme, sha256 of every other file, what it was trained on, licence if one is stated
 cell_encoder/           cell_bert/ and cell_proj.safetensors
 se2_transformer.safetensors
-gene_vocab.csv, gene_tables.json, scales.json, README.md     handed in by pretraining: how a slice must be read, model card
+gene_vocab.csv, gene_tables.json, scales.json, README.md     handed in by the caller: how a slice must be read, model card
 ```
 """
 
@@ -16,20 +16,30 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from pydantic import Field
+from safetensors.torch import save_file
 
 from stofm.cell_encoder import CellEncoder
-from stofm.config import parse_config
+from stofm.config import FrozenModel, parse_config
 from stofm.durable import MARKER, read_json, replacing, require_folder, tree_sha256, write_json
 from stofm.errors import CheckpointError
 from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
+from stofm.weights import load_weights
 
-MODEL_KIND = "stofm-model/1"
+MODEL_KIND: Final = "stofm-model/1"
 WEIGHTS = "se2_transformer.safetensors"
+
+
+class ModelMeta(FrozenModel):
+    """What ``model.json`` holds."""
+
+    format: Literal["stofm-model/1"]
+    se2_transformer: SE2TransformerConfig
+    files: dict[str, str] = Field(description="sha256 of every other file, by its path in the folder.")
+    trained_on: dict[str, Any] = Field(description="Corpus, vocabulary and input files; of an imported model the files that it was made from.")
+    licence: str | None = Field(None, description="Terms of the weights, if they are known.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +56,17 @@ class Model:
     cell_encoder: CellEncoder
     se2_transformer: SE2Transformer
     weights_sha256: str
-    meta: dict[str, Any]
+    meta: ModelMeta
 
 
 def save_model(
-    folder: Path, encoder: CellEncoder, transformer: SE2Transformer, *, texts: Mapping[str, str], trained_on: Mapping[str, object]
+    folder: Path,
+    encoder: CellEncoder,
+    transformer: SE2Transformer,
+    *,
+    texts: Mapping[str, str],
+    trained_on: Mapping[str, object],
+    licence: str | None = None,
 ) -> None:
     """Write a model folder, whole or not at all; `texts` are further files by name."""
     with replacing(folder) as aside:
@@ -59,9 +75,9 @@ def save_model(
         save_file({name: value.detach().cpu().contiguous() for name, value in transformer.state_dict().items()}, aside / WEIGHTS)
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8")
-        sizes = transformer.config.model_dump(mode="json")
-        meta = {"format": MODEL_KIND, "se2_transformer": sizes, "files": tree_sha256(aside), "trained_on": dict(trained_on)}
-        write_json(aside / "model.json", meta)
+        files = tree_sha256(aside)
+        meta = ModelMeta(format=MODEL_KIND, se2_transformer=transformer.config, files=files, trained_on=dict(trained_on), licence=licence)
+        write_json(aside / "model.json", meta.model_dump(mode="json"))
         write_json(aside / MARKER, {"kind": MODEL_KIND})
 
 
@@ -71,27 +87,19 @@ def load_model(folder: Path) -> Model:
     Raises
     ------
     ConfigError
-        If `folder` is no model folder.
+        If `folder` is no model folder, or its ``model.json`` says something that this version does not know.
     CheckpointError
         If a file is missing, changed or does not fit the sizes stated.
     """
     require_folder(folder, MODEL_KIND, made_by="stofm train CONFIG")
-    meta = read_json(folder / "model.json")
+    meta = parse_config(ModelMeta, read_json(folder / "model.json"), where=f"model {folder}: model.json")
     files = tree_sha256(folder)
-    changed = [name for name, sha256 in meta["files"].items() if files.get(name) != sha256]
+    changed = [name for name, sha256 in meta.files.items() if files.get(name) != sha256]
     if changed:
-        raise CheckpointError(f"model {folder}: {changed[0]} is missing or changed; expected the files that training wrote. Copy the folder again.")
-    transformer = SE2Transformer(parse_config(SE2TransformerConfig, meta["se2_transformer"], where=f"model {folder}"))
+        raise CheckpointError(f"model {folder}: {changed[0]} is missing or changed; expected the files as they were written. Copy the folder again.")
+    transformer = SE2Transformer(meta.se2_transformer)
     load_weights(transformer, folder / WEIGHTS)
     encoder = CellEncoder.from_folder(folder / "cell_encoder")
-    weights = {name: sha256 for name, sha256 in meta["files"].items() if name.endswith(".safetensors")}
+    weights = {name: sha256 for name, sha256 in meta.files.items() if name.endswith(".safetensors")}
     sha256 = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
     return Model(folder, encoder.eval(), transformer.eval(), sha256, meta)
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a module; `CheckpointError` if it is damaged or of another shape."""
-    try:
-        module.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:200]}; expected the weights of this model. Use a matching pair.") from error

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pretrain.objectives import MaskedBatch, SE2Objectives
 from stofm.batch import SubSliceBatch
 from stofm.geometry import Pairs
+from stofm.published import PUBLISHED_NAMES
 from stofm.published_pair_bias import published_pairs
 from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
 
@@ -87,14 +88,8 @@ def published_losses(weights: Weights, last_hidden: Tensor, pair_state: Tensor, 
     return mcm.mean(), F.mse_loss(distances, pair_labels[is_pair])
 
 
-OUR_NAMES = {
-    "lm_head": "cell_head.layers",
-    "pair_head": "pair_head.layers",
-    "model.encoder.layers": "transformer.layers",
-    "model.gaussian": "transformer.pair_bias",
-    "model.token_type_embeddings": "transformer.type_embedding",
-    "model.embedding_layer": "transformer.embedding_layer",
-}
+OUR_NAMES = {f"model.{theirs}": f"transformer.{ours}" for ours, theirs in PUBLISHED_NAMES.items()}
+OUR_NAMES |= {"lm_head": "cell_head.layers", "pair_head": "pair_head.layers"}
 
 
 def our_name(name: str) -> str:

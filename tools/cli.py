@@ -146,6 +146,44 @@ def train(config: Config, overrides: Overrides = None) -> None:
     run_train(config, overrides or [])
 
 
+model_verbs = typer.Typer(no_args_is_help=True, help="Import a published checkpoint, show and test a model.")
+app.add_typer(model_verbs, name="model")
+
+
+@model_verbs.command("import")
+def model_import(
+    se2: Annotated[Path, typer.Option(help="se2transformer.pth, or the same weights as .safetensors.", show_default=False)],
+    config: Annotated[Path, typer.Option(help="Its config.json.", show_default=False)],
+    cell_encoder: Annotated[Path, typer.Option(help="Folder with cell_bert/ and cell_proj.bin.", show_default=False)],
+    vocabulary: Annotated[Path, typer.Option(help="Table of genes and tokens: Geneformer's dictionary (CSV or pickle), or a vocabulary CSV.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model.", show_default=False)],
+    medians: Annotated[Optional[Path], typer.Option(help="Table of genes and medians, beside a table of tokens.")] = None,  # noqa: UP045
+    symbols: Annotated[Optional[Path], typer.Option(help="Table of symbols and genes, for people.")] = None,  # noqa: UP045
+    orthologs: Annotated[Optional[Path], typer.Option(help="Table of mouse and human genes; default: the shipped one.")] = None,  # noqa: UP045
+    licence: Annotated[Optional[str], typer.Option(help="Terms of the weights, if you know them.")] = None,  # noqa: UP045
+) -> None:
+    """Write a published checkpoint as a model folder: weights only, nothing in the files is executed."""
+    from tools.model import run_import
+
+    tables = {"vocabulary": vocabulary, "medians": medians, "symbols": symbols}
+    genes = {name: path and str(path) for name, path in tables.items()} | {"tables": {"orthologs": orthologs and str(orthologs)}}
+    run_import(se2, config, cell_encoder, out, genes=genes, licence=licence)
+
+
+@model_verbs.command("show")
+def model_show(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document for programs.")] = False,
+) -> None:
+    """Say what a model is, and test whether turning, reordering and padding leave its representations as they are.
+
+    Exit code 2: a file is damaged, or the self-test failed.
+    """
+    from tools.model import run_show
+
+    run_show(model, as_json=as_json)
+
+
 @app.command()
 def embed(
     slices: Slices,
@@ -159,6 +197,7 @@ def embed(
     section_key: Annotated[Optional[str], typer.Option(help="obs column, or z, that tells the sections of a file apart.")] = None,  # noqa: UP045
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,  # noqa: UP045
     keep_cell_embeddings: Annotated[bool, typer.Option(help="Also write obsm['X_stofm_cell'], the gene scale alone.")] = False,
+    scheme: Annotated[Optional[str], typer.Option(help="tissue or published; default: the model's, and no other is taken.")] = None,  # noqa: UP045
 ) -> None:
     """Embed slices: the same AnnData comes out with obsm["X_stofm"]."""
     from tools.embed import run_embed
@@ -166,7 +205,7 @@ def embed(
 
     specs = slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species,
                         technology=technology, section_key=section_key)  # fmt: skip
-    run_embed(specs, model, out, device=device, keep_cell_embeddings=keep_cell_embeddings)
+    run_embed(specs, model, out, device=device, keep_cell_embeddings=keep_cell_embeddings, scheme=scheme)
 
 
 def _add_head_verbs(name: str, task: Literal["region", "cell_type"], doing: str, classes: str) -> None:

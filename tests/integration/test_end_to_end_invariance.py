@@ -50,7 +50,7 @@ def keen(model: Path, out: Path) -> Path:
         for weights in found.se2_transformer.pair_bias.mlp.parameters():
             weights.copy_(2 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)))
     texts = {name: (model / name).read_text() for name in ("gene_vocab.csv", "gene_tables.json", "scales.json", "README.md")}
-    save_model(out, found.cell_encoder, found.se2_transformer, texts=texts, trained_on=found.meta["trained_on"])
+    save_model(out, found.cell_encoder, found.se2_transformer, texts=texts, trained_on=found.meta.trained_on)
     return out
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from published_checkpoint import Code
+from safetensors.torch import load_file, save_file
 
-from stofm.cell_encoder import CellEncoder, CellEncoderConfig, embed_cells
+from stofm.cell_encoder import CellEncoder, CellEncoderConfig, _batches, embed_cells
 from stofm.errors import CheckpointError
 from stofm.gene_tokens import GeneTokens
 
@@ -45,10 +47,25 @@ def test_embeddings_are_unit_vectors_in_the_order_of_the_cells(encoder, tokens):
     np.testing.assert_allclose(embeddings, one_by_one, atol=1e-6)
 
 
-@pytest.mark.parametrize("tokens_per_batch", [1, 100, 65_536])
+@pytest.mark.parametrize("tokens_per_batch", [1, 100, 65_536, None])
 def test_batching_changes_nothing(encoder, tokens, tokens_per_batch):
     embeddings = embed_cells(encoder, tokens, cls_token=CLS, tokens_per_batch=tokens_per_batch)
     np.testing.assert_allclose(embeddings, embed_cells(encoder, tokens, cls_token=CLS, tokens_per_batch=300), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_permuting_cells_permutes_embeddings(encoder, tokens, seed):
+    order = np.random.default_rng(seed).permutation(40)
+    permuted = embed_cells(encoder, tokens.take(order), cls_token=CLS, tokens_per_batch=100)
+    np.testing.assert_allclose(permuted, embed_cells(encoder, tokens, cls_token=CLS, tokens_per_batch=100)[order], atol=1e-6)
+
+
+def test_batches_hold_every_cell_once_and_keep_to_their_budget():
+    lengths = np.random.default_rng(0).integers(1, 31, 200)
+    batches = list(_batches(lengths, 25))
+    assert np.sort(np.concatenate(batches)).tolist() == list(range(200))
+    assert all(len(cells) * lengths[cells].max() <= 25 or len(cells) == 1 for cells in batches)
+    assert max(map(len, batches)) > 10
 
 
 def test_sizes_follow_the_vocabulary(encoder):
@@ -67,51 +84,64 @@ def test_the_published_head_is_read(encoder, tokens, folder):
     assert embed_cells(again, tokens, cls_token=CLS).tobytes() == embed_cells(encoder, tokens, cls_token=CLS).tobytes()
 
 
-class Code:
-    """What a malicious pickle holds: a call that is made when it is loaded."""
-
-    def __init__(self, sign) -> None:
-        self.sign = str(sign)
-
-    def __reduce__(self):
-        return os.mkdir, (self.sign,)
-
-
 @pytest.mark.parametrize("name", ["cell_proj.bin", "cell_bert/pytorch_model.bin"])
 def test_a_pickle_with_code_is_refused_and_not_executed(folder, tmp_path, name):
     (folder / ("cell_proj.safetensors" if name == "cell_proj.bin" else "cell_bert/model.safetensors")).unlink()
     torch.save({"weight": Code(tmp_path / "executed")}, folder / name)
-    with pytest.raises(CheckpointError, match=r"cell encoder .*expected cell_bert/ and cell_proj\.safetensors or \.bin"):
+    with pytest.raises(CheckpointError, match=rf"cell encoder .*{Path(name).name}: it asks for posix.mkdir to be executed, which was not done"):
         CellEncoder.from_folder(folder)
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "said"),
     [
-        lambda folder: (folder / "cell_proj.safetensors").unlink(),
-        lambda folder: shutil.rmtree(folder / "cell_bert"),
-        lambda folder: (folder / "cell_bert" / "config.json").unlink(),
-        lambda folder: (folder / "cell_bert" / "model.safetensors").unlink(),
-        lambda folder: (folder / "cell_bert" / "model.safetensors").write_bytes(b"\x10" * 50),
-        lambda folder: (folder / "cell_bert" / "config.json").write_text("{"),
-        lambda folder: shutil.rmtree(folder),
+        (lambda folder: (folder / "cell_proj.safetensors").unlink(), "Name a folder that holds both"),
+        (lambda folder: shutil.rmtree(folder / "cell_bert"), "Name a folder that holds both"),
+        (lambda folder: shutil.rmtree(folder), "Name a folder that holds both"),
+        (lambda folder: (folder / "cell_bert" / "config.json").unlink(), "expected a BertModel folder"),
+        (lambda folder: (folder / "cell_bert" / "config.json").write_text("{"), "expected a BertModel folder"),
+        (lambda folder: (folder / "cell_bert" / "model.safetensors").unlink(), "expected a BertModel folder"),
+        (lambda folder: (folder / "cell_bert" / "model.safetensors").write_bytes(b"\x10" * 50), "expected a BertModel folder"),
     ],
-    ids=["head", "bert", "bert's config", "bert's weights", "damaged weights", "damaged config", "folder"],
+    ids=["head", "bert", "folder", "bert's config", "damaged config", "bert's weights", "damaged weights"],
 )
-def test_a_folder_with_something_missing_or_damaged_is_refused(folder, damage):
+def test_a_folder_with_something_missing_or_damaged_is_refused(folder, damage, said):
     damage(folder)
-    with pytest.raises(CheckpointError, match=r"cell encoder .*Name a folder that holds both"):
+    with pytest.raises(CheckpointError, match=f"cell encoder .*{said}"):
         CellEncoder.from_folder(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", None], ids=["empty", "garbage", "list"])
-def test_a_head_that_is_none_is_refused(folder, content):
+def rewritten(path, change) -> None:
+    """Change the tensors of a safetensors file."""
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("change", [dict.pop, lambda weights, name: weights[name].fill_(torch.nan)], ids=["missing", "nan"])
+def test_weights_of_an_encoder_that_are_missing_or_no_numbers_are_named(folder, change):
+    rewritten(folder / "cell_bert" / "model.safetensors", lambda weights: change(weights, "encoder.layer.0.output.dense.bias"))
+    with pytest.raises(CheckpointError, match=r"1 weights missing, misshapen or not finite \['encoder.layer.0.output.dense.bias'\]"):
+        CellEncoder.from_folder(folder)
+
+
+def test_weights_that_an_encoder_has_no_use_for_are_left_out_and_named(folder):
+    rewritten(folder / "cell_bert" / "model.safetensors", lambda weights: weights.update({"pooler.dense.bias": torch.zeros(16)}))
+    assert CellEncoder.from_folder(folder).left_out == ("pooler.dense.bias",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "it ends too early"), (b"garbage", "no readable pickle"), (None, "found list; expected tensors with names")],
+    ids=["empty", "garbage", "list"],
+)
+def test_a_head_that_is_none_is_refused(folder, content, said):
     (folder / "cell_proj.safetensors").unlink()
     torch.save([1], folder / "cell_proj.bin")
     if content is not None:
         (folder / "cell_proj.bin").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"cell encoder .*Name a folder that holds both"):
+    with pytest.raises(CheckpointError, match=rf"cell encoder .*cell_proj\.bin: .*{said}"):
         CellEncoder.from_folder(folder)
 
 
