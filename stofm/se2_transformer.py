@@ -132,7 +132,7 @@ class SE2Transformer(nn.Module):
     def _read_cells(self, batch: SubSliceBatch) -> Tensor:
         is_masked = batch.is_masked[..., None]
         if self.config.scheme == "published":
-            types = 2 * batch.is_virtual + 3 * batch.is_padding
+            types = 2 * batch.is_virtual  # padding goes no further, so its type is of no account
             types = types if batch.is_cls is None else types + batch.is_cls
             return self.embedding_layer(batch.cell_embeddings.masked_fill(is_masked, PUBLISHED_MASK)) + self.type_embedding(types)
         cells = self.embedding_layer(batch.cell_embeddings * EMBEDDING_DIM**0.5)  # unit vectors, scaled to unit variance
