@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from pretrain.context import context_of_cells
 from stofm.batch import SubSliceBatch
-from stofm.geometry import Pairs, find_pairs
 from stofm.heads import CellHead, ContextHead, PairHead
 
 if TYPE_CHECKING:
     from stofm.cell_encoder import CellEncoder
+    from stofm.geometry import Pairs
     from stofm.se2_transformer import SE2Transformer
 
 Sums = dict[str, Tensor]  # objective -> 0-d sum over its targets
@@ -131,7 +131,7 @@ class SE2Objectives(nn.Module):
 
         `pairs` as in `SE2Transformer.forward`.
         """
-        pairs = find_pairs(batch.seen, n_neighbors=self.transformer.config.n_neighbors) if pairs is None else pairs
+        pairs = self.transformer.find_pairs(batch.seen) if pairs is None else pairs
         out = self.transformer(batch.seen, pairs, wanted=batch.pairs)
         b, i = batch.predicted.unbind(1)
         cosine = (self.cell_head(out.cell_repr[b, i]).float() * batch.embeddings).sum(-1)
