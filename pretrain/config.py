@@ -53,6 +53,7 @@ class SE2StageConfig(StageConfig):
     move_sigma: float = Field(5.0, gt=0, description="Spread of the move, in units of the local spacing of cells.")
     mcm_weight: float = Field(1.0, ge=0)
     pdr_weight: float = Field(0.1, ge=0)
+    displacement_weight: float = Field(0.0, ge=0, description="Of predicting how moved cells were moved; asks for `geometry: directional`.")
 
 
 class PretrainConfig(FrozenModel):

@@ -1,4 +1,4 @@
-"""The four objectives, each as a sum over its targets; dividing by global counts is left to the loop."""
+"""The objectives, each as a sum over its targets; dividing by global counts is left to the loop."""
 
 from __future__ import annotations
 
@@ -93,6 +93,10 @@ class MaskedBatch(_OnDevice):
         Sub-slice, moved cell and neighbour of every distance to recover.
     pair_distances : (P,) float32
         The true distances, in units of the local spacing.
+    moved : (Q, 2) int64
+        Sub-slice and cell of every displacement to predict.
+    displacements : (Q, 2) float32
+        From where the cell is seen to its true place, in the same units.
     """
 
     seen: SubSliceBatch
@@ -100,25 +104,42 @@ class MaskedBatch(_OnDevice):
     embeddings: Tensor
     pairs: Tensor
     pair_distances: Tensor
+    moved: Tensor
+    displacements: Tensor
 
     def counts(self) -> dict[str, int]:
         """Targets of each objective."""
-        return {"mcm": len(self.predicted), "pdr": len(self.pairs)}
+        return {"mcm": len(self.predicted), "pdr": len(self.pairs), "displacement": len(self.moved)}
 
 
 class SE2Objectives(nn.Module):
-    """Masked cell modeling (cosine) and pairwise distance recovery (squared error)."""
+    """Masked cell modeling (cosine), pairwise distance recovery and, on request, displacements (squared errors).
 
-    def __init__(self, transformer: SE2Transformer) -> None:
+    Notes
+    -----
+    Displacements of moved cells: the denoising of coordinates of molecular models (Zaidi et al. 2023), on a share of the cells.
+    """
+
+    def __init__(self, transformer: SE2Transformer, *, with_displacements: bool = False) -> None:
         super().__init__()
-        self.transformer = transformer
-        self.cell_head, self.pair_head = CellHead(), PairHead(transformer.config.n_heads)
+        self.transformer, self.displacement_head = transformer, None
+        config = transformer.config
+        self.cell_head, self.pair_head = CellHead(), PairHead(config.n_heads)
+        if with_displacements:
+            from stofm.displacement import DisplacementHead  # imports e3nn's tensor products
+
+            self.displacement_head = DisplacementHead(n_radial=config.n_radial, n_neighbors=config.n_neighbors)
 
     def forward(self, batch: MaskedBatch) -> Sums:
-        """Return the sums of ``mcm`` (1 - cosine) and ``pdr``."""
+        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and, on request, ``displacement``."""
         out = self.transformer(batch.seen)
         b, i = batch.predicted.unbind(1)
         cosine = (self.cell_head(out.cell_repr[b, i]).float() * batch.embeddings).sum(-1)
         b, i, j = batch.pairs.unbind(1)
         distances = self.pair_head(out.pair_repr[b, :, i, j]).float()
-        return {"mcm": (1 - cosine).sum(), "pdr": ((distances - batch.pair_distances) ** 2).sum()}
+        sums = {"mcm": (1 - cosine).sum(), "pdr": ((distances - batch.pair_distances) ** 2).sum()}
+        if self.displacement_head is not None:
+            b, i = batch.moved.unbind(1)
+            displacements = self.displacement_head(out.cell_repr, out.directions)[b, i]
+            sums["displacement"] = ((displacements - batch.displacements) ** 2).sum()
+        return sums

@@ -6,6 +6,7 @@ Coordinates enter through distances alone, so turning, shifting or mirroring a s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -18,6 +19,9 @@ from stofm.fields import EMBEDDING_DIM
 from stofm.geometry import Pairs, find_pairs
 from stofm.pair_bias import PairBias
 
+if TYPE_CHECKING:
+    from stofm.directional import Directions
+
 
 class SE2TransformerConfig(FrozenModel):
     """Sizes of the SE(2) transformer; its width is that of the cell embeddings, 256."""
@@ -29,6 +33,7 @@ class SE2TransformerConfig(FrozenModel):
     length_um: float = Field(20.0, gt=0, description="Micrometres; the pair bias resolves distances finest below it.")
     n_neighbors: int = Field(16, ge=1, description="Nearest cells whose distance a cell sees.")
     dropout: float = Field(0.1, ge=0, lt=1)
+    geometry: Literal["distances", "directional"] = Field("distances", description="directional: relative directions of neighbours too.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> SE2TransformerConfig:
@@ -47,10 +52,12 @@ class SubSliceRepr:
         Representation of every cell and virtual cell; rows of padding hold nothing of use.
     pair_repr : (B, H, N, N) float
         Pair state after the last layer; columns of padding are -inf.
+    directions : Directions, with ``geometry: directional``
     """
 
     cell_repr: Tensor
     pair_repr: Tensor
+    directions: Directions | None = None
 
 
 class SE2Layer(nn.Module):
@@ -84,6 +91,10 @@ class SE2Transformer(nn.Module):
         nn.init.normal_(self.type_embedding.weight, std=0.02)
         self.pair_bias = PairBias(config.n_heads, config.n_radial, config.length_um)
         self.layers = nn.ModuleList(SE2Layer(config) for _ in range(config.n_layers))
+        if config.geometry == "directional":
+            from stofm.directional import DirectionalBlock
+
+            self.directional = DirectionalBlock(n_radial=config.n_radial, length_um=config.length_um, n_neighbors=config.n_neighbors)
 
     def forward(self, batch: SubSliceBatch, pairs: Pairs | None = None) -> SubSliceRepr:
         """Read a batch; `pairs` spares finding them again where the caller has them."""
@@ -91,7 +102,11 @@ class SE2Transformer(nn.Module):
         cells = self.embedding_layer(batch.cell_embeddings * EMBEDDING_DIM**0.5)  # unit vectors, scaled to unit variance
         cells = torch.where(batch.is_masked[..., None], self.mask_embedding.to(cells.dtype), cells)
         cells = cells + self.type_embedding(batch.is_virtual.long())  # (B, N, D)
+        directions = None
+        if self.config.geometry == "directional":
+            update, directions = self.directional(cells, batch, pairs)
+            cells = cells + update
         pair_state = self.pair_bias(batch, pairs)
         for layer in self.layers:
             cells, pair_state = layer(cells, pair_state)
-        return SubSliceRepr(cells, pair_state)
+        return SubSliceRepr(cells, pair_state, directions)
