@@ -23,11 +23,11 @@ from stofm.pair_bias import FARTHEST_UM
 
 HARMONICS = o3.Irreps("0e + 1o + 2e")  # of a direction
 SCALARS = o3.Irreps("32x0e")  # of a cell, before it saw its neighbours
-ORIENTED = o3.Irreps("16x1o + 16x2e")  # of its neighbourhood
+ORIENTED = o3.Irreps("8x1o + 8x2e")  # of its neighbourhood
 FEATURES = SCALARS + ORIENTED
 INVARIANTS = o3.Irreps("64x0e")  # products of features that no turn changes
 NO_DIRECTION_UM = 0.1  # far below a cell's size: cells this close have hardly a direction from one to the other, coincident ones none
-N_CONVOLUTIONS, HIDDEN_RADIAL = 2, 32
+N_LIKENESSES, HIDDEN_RADIAL = 4, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,26 @@ def edges_of_cells(batch: SubSliceBatch, pairs: Pairs, *, length_um: float, n_ra
     return edges_between(sender, receiver, coords[sender] - coords[receiver], length_um=length_um, n_radial=n_radial)
 
 
+class Surroundings(nn.Module):
+    """Sum over neighbours of the harmonics of where they lie, weighted by distance and by how alike both cells are.
+
+    Where cells of a kind lie in a line, the order of this sum along an axis is large and the same all along the line.
+    """
+
+    def __init__(self, irreps_out: o3.Irreps, *, n_radial: int, n_neighbors: int) -> None:
+        super().__init__()
+        self.weigh = o3.Linear(HARMONICS, irreps_out, shared_weights=False, internal_weights=False)
+        self.weights = FullyConnectedNet([n_radial, HIDDEN_RADIAL, self.weigh.weight_numel], nn.functional.silu)
+        self.scale = n_neighbors**-0.5
+
+    def forward(self, scalars: Tensor, edges: Edges) -> Tensor:
+        """Map scalars (M, S) of all cells to (M, irreps_out)."""
+        alike = (scalars[edges.sender] * scalars[edges.receiver]).unflatten(1, (N_LIKENESSES, -1)).sum(dim=-1)  # (E, N_LIKENESSES)
+        weights = self.weights(edges.radial)  # (E, W)
+        weights = weights * alike.repeat(1, weights.shape[1] // N_LIKENESSES)
+        return _sum_at(edges.receiver, self.weigh(edges.harmonics, weights), len(scalars)) * self.scale
+
+
 class Convolution(nn.Module):
     """Sum over neighbours of tensor products of their features with the harmonics of where they lie, weighted by distance.
 
@@ -101,8 +121,12 @@ class Convolution(nn.Module):
     def forward(self, features: Tensor, edges: Edges) -> Tensor:
         """Map features (M, irreps_in) of all cells to (M, irreps_out)."""
         messages = self.product(features[edges.sender], edges.harmonics, self.weights(edges.radial))  # (E, ...)
-        sums = messages.new_zeros(len(features), messages.shape[1]).index_add(0, edges.receiver, messages)
-        return self.of_itself(features) + self.of_neighbors(sums * self.scale)
+        return self.of_itself(features) + self.of_neighbors(_sum_at(edges.receiver, messages, len(features)) * self.scale)
+
+
+def _sum_at(receiver: Tensor, messages: Tensor, n_cells: int) -> Tensor:
+    """Sum (E, ...) messages at the cells that receive them, (n_cells, ...)."""
+    return messages.new_zeros(n_cells, messages.shape[1]).index_add(0, receiver, messages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +155,8 @@ class DirectionalBlock(nn.Module):
         self.to_scalars = nn.Linear(EMBEDDING_DIM, SCALARS.dim)
         gates = o3.Irreps([(ORIENTED.num_irreps, "0e")])
         self.gate = Gate(SCALARS, [nn.functional.silu], gates, [torch.sigmoid], ORIENTED)
-        self.convolutions = nn.ModuleList(
-            Convolution(FEATURES if number else SCALARS, self.gate.irreps_in, n_radial=n_radial, n_neighbors=n_neighbors)
-            for number in range(N_CONVOLUTIONS)
-        )
+        self.surroundings = Surroundings(ORIENTED, n_radial=n_radial, n_neighbors=n_neighbors)
+        self.convolution = Convolution(FEATURES, self.gate.irreps_in, n_radial=n_radial, n_neighbors=n_neighbors)
         self.invariants = o3.FullyConnectedTensorProduct(FEATURES, FEATURES, INVARIANTS)
         self.to_tokens = nn.Linear(SCALARS.dim + INVARIANTS.dim, EMBEDDING_DIM)
         nn.init.zeros_(self.to_tokens.weight)
@@ -159,8 +181,8 @@ class DirectionalBlock(nn.Module):
 
     def of_edges(self, cells: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """Map tokens (M, 256) to their update (M, 256) and to features (M, `FEATURES`)."""
-        features = self.to_scalars(cells)
-        for convolution in self.convolutions:
-            features = self.gate(convolution(features, edges))
+        scalars = self.to_scalars(cells)
+        features = torch.cat([scalars, self.surroundings(scalars, edges)], dim=1)
+        features = self.gate(self.convolution(features, edges))
         invariants = torch.cat([features[:, : SCALARS.dim], self.invariants(features, features)], dim=1)
         return self.to_tokens(invariants), features
