@@ -1,6 +1,7 @@
 """The SE(2) transformer: a sub-slice's cells and virtual cells in, one representation per cell out.
 
-Coordinates enter through distances alone, so turning, shifting or mirroring a sub-slice changes nothing.
+Coordinates enter through distances alone (with ``geometry: directional`` also through relative directions), so turning,
+shifting or mirroring a sub-slice changes nothing.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from downstream.embedding import embed_slice, load_embedder, write_table
 from downstream.heads import most_probable
 from downstream.probes import ProbeConfig, fit_probe
 from downstream.scores import score_labels
-from pretrain.config import EncoderStageConfig, OptimConfig, PretrainConfig, SE2StageConfig
+from pretrain.config import OptimConfig, PretrainConfig, SE2StageConfig
 from pretrain.train import train
 from stofm.cell_encoder import CellEncoderConfig
 from stofm.se2_transformer import SE2TransformerConfig
@@ -53,12 +53,11 @@ class Size:
 
     n_slices: int
     n_cells: int
-    encoder_epochs: float
     se2_epochs: float
 
 
-FULLY = Size(n_slices=6, n_cells=800, encoder_epochs=0.3, se2_epochs=4)
-TINY = Size(n_slices=3, n_cells=100, encoder_epochs=0.1, se2_epochs=0.2)
+FULLY = Size(n_slices=6, n_cells=800, se2_epochs=8)
+TINY = Size(n_slices=3, n_cells=100, se2_epochs=0.2)
 
 
 def region_scores(folder: Path, seed: int, size: Size) -> dict[str, float]:
@@ -76,12 +75,9 @@ def region_scores(folder: Path, seed: int, size: Size) -> dict[str, float]:
     slices = [read_slice(spec) for spec in specs]
     pca = pca_features(slices, fit_on=list(range(size.n_slices - N_HELD_OUT)))
     features = {PCA: pca, PCA_NEIGHBORS: [with_neighbor_mean(one, of.coords_um) for one, of in zip(pca, slices, strict=True)]}
-    encoder = None
     for name in MODELS:
-        config = run_config(folder, name, seed, size, encoder)
-        embedder = load_embedder(train(config), device="cpu")
+        embedder = load_embedder(train(run_config(folder, name, seed, size)), device="cpu")
         features[name] = [embed_slice(one, embedder).cell_repr for one in slices]
-        encoder = encoder or str(Path(config.out) / "cell_encoder")
     features[ORACLE] = [order_of_types(one.coords_um, one.labels["cell_type"]) for one in slices]
     regions = [one.labels["region"] for one in slices]
     return {name: held_out_f1(of_slices, regions) for name, of_slices in features.items()}
@@ -98,14 +94,12 @@ def order_of_types(coords_um: np.ndarray, cell_types: np.ndarray) -> np.ndarray:
     return np.stack([np.abs(axis[tree.query(coords_um, k=n_pooled)[1]].mean(axis=1)) for n_pooled in (17, 40, 80)], axis=1)
 
 
-def run_config(folder: Path, name: str, seed: int, size: Size, encoder: str | None) -> PretrainConfig:
-    """A run on the folder's corpus; the first trains the cell encoder, which all others take as it is."""
+def run_config(folder: Path, name: str, seed: int, size: Size) -> PretrainConfig:
+    """A run on the folder's corpus; the cell encoder stays at its co-expression start, the same in all runs of a seed."""
     of_transformer, of_stage = MODELS[name]
-    encoder_stage = EncoderStageConfig(epochs=size.encoder_epochs, optim=OptimConfig(lr=1e-3))
     return PretrainConfig(
         corpus=str(folder / "corpus"), out=str(folder / name), seed=seed, save_every=10_000,
-        cell_encoder=CellEncoderConfig(n_layers=1, width=64, ffn_dim=64), cell_encoder_folder=encoder,
-        encoder_stage=None if encoder else encoder_stage,
+        cell_encoder=CellEncoderConfig(n_layers=1, width=64, ffn_dim=64), encoder_stage=None,
         se2_transformer=SE2TransformerConfig(n_layers=2, **of_transformer),
         se2_stage=SE2StageConfig(epochs=size.se2_epochs, optim=OptimConfig(lr=1e-3), **of_stage),
     )  # fmt: skip
