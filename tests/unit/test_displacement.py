@@ -40,9 +40,9 @@ def test_displacements_are_learned(view):
     torch.manual_seed(0)
     stage = se2_stage(DENOISING, SE2Transformer(DIRECTIONAL), view, seed=0)
     batch = stage.micro_batch([(0, 0)])
-    optimizer = torch.optim.Adam(stage.model.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(stage.model.parameters(), lr=1e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(60):
         loss = stage.model(batch)["displacement"] / batch.counts()["displacement"]
         loss.backward()
         optimizer.step()
