@@ -182,8 +182,7 @@ def test_the_input_of_a_masked_cell_cannot_leak(model, head, batch):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_true_place_of_a_moved_cell_is_in_its_target_alone(seed):
-    """Moved cells that come from elsewhere but are seen at the same places are the same to the model; only their target differs."""
+def test_targets_lead_moved_cells_and_no_others_back_to_their_true_places(seed):
     coords, embeddings, of_cell = random_cells(seed, 50, 0)
     record = record_of(coords, embeddings, of_cell, n_virtual=0)
     one = mask_sub_slice(record, SE2StageConfig(), n_neighbors=6, rng=np.random.default_rng(seed))
@@ -195,7 +194,7 @@ def test_the_true_place_of_a_moved_cell_is_in_its_target_alone(seed):
 
 
 def test_relative_directions_of_neighbors_are_read(model):
-    """Three neighbours at the same distances, two of one kind: opposite to one another or side by side are two things."""
+    """Four neighbours at the same distance, two of each kind: kinds that lie opposite to themselves, or side by side, are two things."""
     embeddings = np.zeros((5, 256), np.float32)
     embeddings[np.arange(5), [0, 1, 1, 2, 2]] = 1.0
 
