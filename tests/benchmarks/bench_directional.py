@@ -128,7 +128,7 @@ def test_the_signal_is_in_directions_alone(tmp_path: Path) -> None:
     scores = [region_scores(tmp_path / f"seed_{seed}", seed, FULLY) for seed in range(N_SEEDS)]
     torch.set_num_threads(threads)
     write_result(scores)
-    margins = [one[ORACLE] - one[PCA_NEIGHBORS] for one in scores]  # that the models catch it is reported, not asserted: it is why the default is off
+    margins = [one[ORACLE] - one[PCA_NEIGHBORS] for one in scores]  # whether the models catch it is reported; the default is off until they do
     assert np.mean(margins) > np.std(margins, ddof=1), margins
 
 
