@@ -1,12 +1,15 @@
 """Labelled slices from a known world: regions that the cells, their neighbourhood or only the whole tissue can tell apart.
 
-Three signals, each with its own switch:
+Four signals, each with its own switch:
 
 - **gene**: every region has its own mix of cell types, each with its own expression programme;
 - **neighborhood**: small niches pair cell types, and every region has its own pairing; a type is as frequent in one
   region as in another, only its company differs;
 - **tissue**: a landmark population lies along one end of the tissue, and regions are bands at growing distance from it;
-  inside a band neither cells nor neighbourhoods say which one it is.
+  inside a band neither cells nor neighbourhoods say which one it is;
+- **direction** (off by default, instead of gene and neighborhood): in every other region cells of a type lie in fibres along one axis,
+  drawn anew for every slice; in the regions between they mix alike in all directions. How often two cells at a distance are
+  of these or those types is the same in all regions, so only directions relative to one another tell.
 
 Turned off, a signal is absent and not merely weak: types are equally frequent, arranged independently, the landmark missing.
 """
@@ -32,6 +35,7 @@ LANDMARK = "landmark"
 LANDMARK_SHARE = 0.15  # of the tissue's length
 NICHE_CELLS = 12  # cells that share a niche
 SPACING_UM = 10.0
+FIBRE_UM = (60.0, 10.0)  # how far cells of a kind hold together along a fibre, and across it
 
 
 class SimulationConfig(FrozenModel):
@@ -46,6 +50,7 @@ class SimulationConfig(FrozenModel):
     gene_signal: bool = True
     neighborhood_signal: bool = True
     tissue_signal: bool = True
+    direction_signal: bool = False
     depth: float = Field(150.0, gt=0, description="Mean molecules of a cell before dropout.")
     dispersion: float = Field(2.0, gt=0, description="Size of the negative binomial; small is noisy.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of counts lost to dropout events.")
@@ -55,6 +60,10 @@ class SimulationConfig(FrozenModel):
     def _has_pairings(self) -> SimulationConfig:
         if self.n_types % 2 or self.n_regions > self.n_types - 1:
             raise ValueError(f"{self.n_types} types give {self.n_types - 1} pairings, for an even number; expected at least {self.n_regions}.")
+        if self.direction_signal and (self.gene_signal or self.neighborhood_signal):
+            raise ValueError("direction_signal says alone where the types lie; expected it without gene_signal and neighborhood_signal.")
+        if self.direction_signal and self.n_types.bit_count() > 1:
+            raise ValueError(f"direction_signal makes types of binary digits; found {self.n_types} types; expected a power of 2.")
         return self
 
 
@@ -148,6 +157,8 @@ def _bands(places: FloatArray, depth_axis: FloatArray, n_regions: int, rng: Gene
 
 def _cell_types(places: FloatArray, regions: IntArray, mixes: FloatArray, config: SimulationConfig, rng: Generator) -> IntArray:
     """Cell type of each cell, (n,)."""
+    if config.direction_signal:
+        return _fibre_types(places, regions, config.n_types, rng)
     if not config.neighborhood_signal:
         return _draw(mixes[regions], rng)
     centres = places[rng.choice(len(places), max(1, len(places) // NICHE_CELLS), replace=False)]
@@ -157,6 +168,32 @@ def _cell_types(places: FloatArray, regions: IntArray, mixes: FloatArray, config
     pair = np.stack([host, partner[regions, host]], axis=1)  # (n, 2)
     share = np.take_along_axis(mixes[regions], pair, axis=1)
     return pair[np.arange(len(places)), _draw(share / share.sum(axis=1, keepdims=True), rng)]
+
+
+def _fibre_types(places: FloatArray, regions: IntArray, n_types: int, rng: Generator) -> IntArray:
+    """Type of each cell, (n,), its binary digits the signs of as many random fields.
+
+    The fields are long along one axis in regions 0, 2, ... and alike in all directions in the others. Two signs agree with probability
+    1/2 + arcsin(c) / pi, c the covariance of the field; that of the second kind is such that its agreement at any distance is
+    the mean over directions of that of the first.
+    """
+    angle = rng.uniform(0, np.pi)
+    offset = places[:, None] - places[None]  # (n, n, 2)
+    along, across = offset @ [np.cos(angle), np.sin(angle)], offset @ [-np.sin(angle), np.cos(angle)]
+    distance = np.hypot(along, across)
+    grid, directions = np.linspace(0, distance.max(), 2000)[:, None], np.linspace(0, np.pi / 2, 200)
+    agreement = np.arcsin(_fibre_covariance(grid * np.cos(directions), grid * np.sin(directions))).mean(axis=1)
+    digits = np.zeros((len(places), n_types.bit_length() - 1), dtype=np.int64)
+    for number, covariance in enumerate((_fibre_covariance(along, across), np.sin(np.interp(distance, grid[:, 0], agreement)))):
+        np.fill_diagonal(covariance, 1.0)
+        fields = np.linalg.cholesky(covariance) @ rng.standard_normal(digits.shape)  # (n, digits)
+        digits = np.where((regions % 2 == number)[:, None], fields > 0, digits)
+    return digits @ 2 ** np.arange(digits.shape[1])
+
+
+def _fibre_covariance(along: FloatArray, across: FloatArray) -> FloatArray:
+    """Covariance of two cells that lie this far apart along and across the fibres; a hundredth is noise of each cell."""
+    return 0.99 * np.exp(-0.5 * ((along / FIBRE_UM[0]) ** 2 + (across / FIBRE_UM[1]) ** 2))
 
 
 def _pairing(region: int, n_types: int) -> IntArray:

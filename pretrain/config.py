@@ -55,6 +55,7 @@ class SE2StageConfig(StageConfig):
     pdr_weight: float = Field(0.1, ge=0)
     context_weight: float = Field(1.0, ge=0, description="Of recovering from every cell what lies around it; 0: not asked for, as published.")
     context_um: list[PositiveFloat] = Field([50.0, 150.0, 500.0, 1500.0], description="Reaches at which virtual cells make a cell's context.")
+    displacement_weight: float = Field(0.0, ge=0, description="Of predicting how moved cells were moved; asks for `geometry: directional`.")
 
 
 class PretrainConfig(FrozenModel):

@@ -59,6 +59,10 @@ class MaskedSubSlice:
         A moved cell and one of its true neighbours.
     pair_distances : (P,) float32
         Their true distances, in units of the sub-slice's spacing.
+    moved : (M,) int64
+        Cells that were moved.
+    displacements : (M, 2) float32
+        From where they are seen to their true places, in the same units.
     """
 
     seen: dict[str, np.ndarray]
@@ -66,6 +70,8 @@ class MaskedSubSlice:
     embeddings: FloatArray
     pairs: IntArray
     pair_distances: FloatArray
+    moved: IntArray
+    displacements: FloatArray
 
 
 def mask_sub_slice(arrays: dict[str, np.ndarray], config: SE2StageConfig, *, n_neighbors: int, rng: Generator) -> MaskedSubSlice:
@@ -101,7 +107,8 @@ def mask_sub_slice(arrays: dict[str, np.ndarray], config: SE2StageConfig, *, n_n
         "is_masked": is_masked,
         **_virtual_without(arrays, embeddings, is_masked, is_moved),
     }
-    return MaskedSubSlice(seen, is_predicted, embeddings, pairs, (distances[moved].ravel() / (typical or 1.0)).astype(np.float32))
+    pair_distances, displacements = distances[moved].ravel() / (typical or 1.0), (coords - moved_coords)[moved] / (typical or 1.0)
+    return MaskedSubSlice(seen, is_predicted, embeddings, pairs, pair_distances.astype(np.float32), moved, displacements.astype(np.float32))
 
 
 def _neighborhood(coords: FloatArray, n_neighbors: int) -> tuple[FloatArray, IntArray, FloatArray]:

@@ -96,6 +96,10 @@ class MaskedBatch(_OnDevice):
         Sub-slice, moved cell and neighbour of every distance to recover.
     pair_distances : (P,) float32
         The true distances, in units of the local spacing.
+    moved : (Q, 2) int64
+        Sub-slice and cell of every displacement to predict.
+    displacements : (Q, 2) float32
+        From where the cell is seen to its true place, in the same units.
     """
 
     seen: SubSliceBatch
@@ -103,14 +107,17 @@ class MaskedBatch(_OnDevice):
     embeddings: Tensor
     pairs: Tensor
     pair_distances: Tensor
+    moved: Tensor
+    displacements: Tensor
 
     def counts(self) -> dict[str, int]:
         """Targets of each objective."""
-        return {"mcm": len(self.predicted), "pdr": len(self.pairs), "context": int(self.seen.is_cell.sum())}
+        counts = {"mcm": len(self.predicted), "pdr": len(self.pairs)}
+        return {**counts, "context": int(self.seen.is_cell.sum()), "displacement": len(self.moved)}
 
 
 class SE2Objectives(nn.Module):
-    """Masked cell modeling (cosine), pairwise distance recovery and tissue context (squared error).
+    """Masked cell modeling (cosine), pairwise distance recovery and, on request, tissue context and displacements (squared errors).
 
     `context_um` are the reaches of `context_of_cells`; None leaves that objective out.
 
@@ -118,16 +125,23 @@ class SE2Objectives(nn.Module):
     -----
     Masked cell modeling and distances are those of SToFM. They ask a cell what it is and how far its neighbours are, but never
     where in the tissue it lies, and what is not asked for fades with training; so every cell is asked for its surroundings too.
+    Displacements of moved cells: the denoising of coordinates of molecular models (Zaidi et al. 2023), on a share of the cells.
     """
 
-    def __init__(self, transformer: SE2Transformer, *, context_um: Sequence[float] | None = None) -> None:
+    def __init__(self, transformer: SE2Transformer, *, context_um: Sequence[float] | None = None, with_displacements: bool = False) -> None:
         super().__init__()
         self.transformer, self.context_um = transformer, context_um
-        self.cell_head, self.pair_head = CellHead(), PairHead(transformer.config.n_heads)
+        config = transformer.config
+        self.cell_head, self.pair_head = CellHead(), PairHead(config.n_heads)
         self.context_head = None if context_um is None else ContextHead(1 + len(context_um))
+        self.displacement_head = None
+        if with_displacements:
+            from stofm.displacement import DisplacementHead  # imports e3nn's tensor products
+
+            self.displacement_head = DisplacementHead(n_radial=config.n_radial, n_neighbors=config.n_neighbors)
 
     def forward(self, batch: MaskedBatch, pairs: Pairs | None = None) -> Sums:
-        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and ``context`` (squared error, a mean over a cell's contexts).
+        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and, on request, ``context`` (a mean over a cell's contexts) and ``displacement``.
 
         `pairs` as in `SE2Transformer.forward`.
         """
@@ -140,4 +154,8 @@ class SE2Objectives(nn.Module):
         if self.context_head is not None and self.context_um is not None:
             found = self.context_head(out.cell_repr[batch.seen.is_cell]).float()
             sums["context"] = ((found - context_of_cells(batch.seen, pairs, self.context_um)) ** 2).sum(-1).mean(1).sum()
+        if self.displacement_head is not None:
+            b, i = batch.moved.unbind(1)
+            displacements = self.displacement_head(out.cell_repr, out.directions)[b, i]
+            sums["displacement"] = ((displacements - batch.displacements) ** 2).sum()
         return sums

@@ -76,7 +76,7 @@ def encoder_stage(config: EncoderStageConfig, encoder: CellEncoder, view: View, 
 
 
 def se2_stage(config: SE2StageConfig, transformer: SE2Transformer, view: View, *, seed: int) -> Stage:
-    """Masked cell modeling, pairwise distance recovery and tissue context on the sub-slices of a corpus."""
+    """Masked cell modeling, pairwise distance recovery and, on request, tissue context and displacements on the sub-slices of a corpus."""
     n_neighbors = transformer.config.n_neighbors
 
     def micro_batch(which: Sequence[tuple[int, int]]) -> MaskedBatch:
@@ -88,10 +88,13 @@ def se2_stage(config: SE2StageConfig, transformer: SE2Transformer, view: View, *
             embeddings=torch.from_numpy(np.concatenate([one.embeddings[cells] for one, cells in zip(masked, predicted, strict=True)])),
             pairs=torch.from_numpy(np.concatenate([_with_number(b, one.pairs) for b, one in enumerate(masked)])),
             pair_distances=torch.from_numpy(np.concatenate([one.pair_distances for one in masked])),
+            moved=torch.from_numpy(np.concatenate([_with_number(b, one.moved[:, None]) for b, one in enumerate(masked)])),
+            displacements=torch.from_numpy(np.concatenate([one.displacements for one in masked])),
         )
 
-    weights = {"mcm": config.mcm_weight, "pdr": config.pdr_weight, "context": config.context_weight}
-    model = SE2Objectives(transformer, context_um=config.context_um if config.context_weight else None)
+    weights = {"mcm": config.mcm_weight, "pdr": config.pdr_weight, "context": config.context_weight, "displacement": config.displacement_weight}
+    context_um = config.context_um if config.context_weight else None
+    model = SE2Objectives(transformer, context_um=context_um, with_displacements=config.displacement_weight > 0)
     return Stage(SE2, config, model, len(view), config.sub_slices_per_micro_batch, micro_batch, weights)
 
 

@@ -74,6 +74,11 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     check_folder(folder, RUN_KIND)
     if corpus.scales.scheme != "tissue":
         raise ConfigError(f"corpus {config.corpus}: found `scheme: {corpus.scales.scheme}`; training expects `tissue`. Build it again with that.")
+    if config.se2_stage.displacement_weight and config.se2_transformer.geometry != "directional":
+        raise ConfigError(
+            f"se2_stage.displacement_weight: found {config.se2_stage.displacement_weight:g} with `geometry: {config.se2_transformer.geometry}`; "
+            "expected `directional`, for distances point nowhere. Set `se2_transformer.geometry: directional`, or the weight to 0."
+        )
     accelerator = _accelerator(config)
     if not accelerator.is_main_process:
         callbacks = SILENT

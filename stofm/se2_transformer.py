@@ -1,12 +1,13 @@
 """The SE(2) transformer: a sub-slice's cells and virtual cells in, one representation per cell out.
 
-Coordinates enter through distances alone, so turning, shifting or mirroring a sub-slice changes nothing.
+Coordinates enter through distances alone (with ``geometry: directional`` also through relative directions), so turning,
+shifting or mirroring a sub-slice changes nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -24,6 +25,9 @@ from stofm.published_pair_bias import PublishedPairBias
 
 PUBLISHED_MASK = -100.0  # in every dimension of a hidden embedding
 
+if TYPE_CHECKING:
+    from stofm.directional import Directions
+
 
 class SE2TransformerConfig(FrozenModel):
     """Sizes of the SE(2) transformer; its width is that of the cell embeddings, 256."""
@@ -36,11 +40,14 @@ class SE2TransformerConfig(FrozenModel):
     length_um: float = Field(20.0, gt=0, description="Micrometres; the pair bias resolves distances finest below it.")
     n_neighbors: int = Field(16, ge=1, description="Nearest cells whose distance a cell sees.")
     dropout: float = Field(0.1, ge=0, lt=1)
+    geometry: Literal["distances", "directional"] = Field("distances", description="directional: relative directions of neighbours too.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> SE2TransformerConfig:
         if EMBEDDING_DIM % self.n_heads:
             raise ValueError(f"n_heads {self.n_heads} does not divide {EMBEDDING_DIM}; expected a divisor.")
+        if self.scheme == "published" and self.geometry != "distances":
+            raise ValueError(f"scheme: published with geometry: {self.geometry}; expected `distances`, all that published checkpoints know.")
         return self
 
 
@@ -54,10 +61,12 @@ class SubSliceRepr:
         Representation of every cell and virtual cell; zero in padding.
     pair_repr : (P, H) float or None
         Pair state after the last layer of the pairs asked for.
+    directions : Directions, with ``geometry: directional``
     """
 
     cell_repr: Tensor
     pair_repr: Tensor | None
+    directions: Directions | None = None
 
 
 class SE2Layer(nn.Module):
@@ -102,6 +111,10 @@ class SE2Transformer(nn.Module):
             PublishedPairBias(config.n_heads, config.n_radial) if is_published else PairBias(config.n_heads, config.n_radial, config.length_um)
         )
         self.layers = nn.ModuleList(SE2Layer(config) for _ in range(config.n_layers))
+        if config.geometry == "directional":
+            from stofm.directional import DirectionalBlock
+
+            self.directional = DirectionalBlock(n_radial=config.n_radial, length_um=config.length_um, n_neighbors=config.n_neighbors)
 
     def forward(self, batch: SubSliceBatch, pairs: Pairs | None = None, *, wanted: Tensor | None = None) -> SubSliceRepr:
         """Read a batch.
@@ -116,13 +129,17 @@ class SE2Transformer(nn.Module):
         """
         pairs = self.find_pairs(batch) if pairs is None else pairs
         is_there = ~batch.is_padding
-        cells = self._read_cells(batch)[is_there]  # (T, D), without padding
+        cells, directions = self._read_cells(batch), None  # (B, N, D)
+        if self.config.geometry == "directional":
+            update, directions = self.directional(cells, batch, pairs)
+            cells = cells + update
+        cells = cells[is_there]  # (T, D), without padding
         with torch.autocast(cells.device.type, enabled=False):  # bias, and so the pair state, in float32 whatever the layers are in
             state = pair_state(self.pair_bias(batch, pairs), self.form)
         for layer in self.layers:
             cells = layer(cells, state)
         cell_repr = cells.new_zeros(*is_there.shape, EMBEDDING_DIM).masked_scatter(is_there[..., None], cells)
-        return SubSliceRepr(cell_repr, None if wanted is None else state.of_pairs(wanted))
+        return SubSliceRepr(cell_repr, None if wanted is None else state.of_pairs(wanted), directions)
 
     def find_pairs(self, batch: SubSliceBatch) -> Pairs:
         """Return the pairs of a batch, as its distances in micrometres give them; `DataError` under `scheme: published`."""

@@ -135,6 +135,6 @@ def our_losses(
     """Both losses as our objectives give them, as means over targets."""
     batch, pairs = our_input(token_embeddings, distances, token_types)
     predicted, wanted = (labels != NOT_A_TARGET).all(-1).nonzero(), (pair_labels != NOT_A_TARGET).nonzero()
-    true = MaskedBatch(batch, predicted, labels[tuple(predicted.T)], wanted, pair_labels[tuple(wanted.T)])
+    true = MaskedBatch(batch, predicted, labels[tuple(predicted.T)], wanted, pair_labels[tuple(wanted.T)], predicted[:0], token_embeddings[0, :0, :2])
     sums = model(true, pairs)
     return sums["mcm"] / len(predicted), sums["pdr"] / len(wanted)

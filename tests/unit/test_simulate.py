@@ -101,3 +101,56 @@ def test_each_signal_is_there_when_it_is_on(seed):
 def test_more_regions_than_pairings_are_refused(settings):
     with pytest.raises(ValidationError, match="pairings, for an even number; expected at least"):
         SimulationConfig(**settings)
+
+
+FIBRES = {**OFF, "direction_signal": True, "n_types": 4, "n_regions": 2}
+
+
+def digits_agree(table, region: str, *, n_bins: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """How often two cells of a region share a binary digit of their type, by distance in steps of 10 um: (bins,); and for pairs
+    10 to 40 um apart by their direction, in twelve steps of 15 degrees: (12,)."""
+    is_here = (table.obs["region"] == region).to_numpy()
+    places = table.obsm["spatial"][is_here]
+    types = table.obs["cell_type"].str.removeprefix("type_").astype(int).to_numpy()[is_here]
+    pairs = cKDTree(places).query_pairs(10.0 * n_bins, output_type="ndarray")
+    offset = places[pairs[:, 1]] - places[pairs[:, 0]]
+    distance, direction = np.hypot(*offset.T), np.arctan2(offset[:, 1], offset[:, 0]) % np.pi
+    agree = np.mean([types[pairs[:, 0]] >> digit & 1 == types[pairs[:, 1]] >> digit & 1 for digit in (0, 1)], axis=0)
+    by_distance = [agree[distance // 10 == number].mean() for number in range(n_bins)]
+    is_near = (distance > 10) & (distance < 40)
+    return np.array(by_distance), np.array([agree[is_near & (direction * 12 // np.pi == number)].mean() for number in range(12)])
+
+
+def test_fibres_run_along_one_axis_in_one_region_and_along_none_in_the_other():
+    tables = simulate_slices(SimulationConfig(n_slices=2, n_cells=1500, panel_sizes=[20], **FIBRES))
+    contrast = [[np.ptp(digits_agree(table, region)[1]) for region in ("region_0", "region_1")] for table in tables]
+    assert all(fibres > 0.3 > 0.2 > mixed for fibres, mixed in contrast), contrast
+    axes = [digits_agree(table, "region_0")[1].argmax() for table in tables]
+    assert axes[0] != axes[1]
+
+
+def test_fibres_cannot_be_told_by_how_often_types_meet_at_a_distance_nor_by_how_frequent_they_are():
+    worlds = [simulate_slice(SimulationConfig(n_cells=700, panel_sizes=[20], seed=seed, **FIBRES), 0) for seed in range(16)]
+    agreement = np.array([[digits_agree(table, region)[0] for region in ("region_0", "region_1")] for table in worlds])  # (worlds, 2, bins)
+    difference = agreement[:, 0] - agreement[:, 1]
+    error = difference.std(axis=0, ddof=1) / len(worlds) ** 0.5
+    assert (agreement.mean(axis=(0, 1))[:2] > 0.65).all()  # near cells are alike, in both regions
+    assert (np.abs(difference.mean(axis=0)) < 4 * error).all()
+    assert error.max() < 0.04
+    shares = np.mean([pd.crosstab(table.obs["region"], table.obs["cell_type"], normalize="index").to_numpy() for table in worlds], axis=0)
+    np.testing.assert_allclose(shares, 0.25, atol=0.1)
+
+
+def test_other_signals_are_as_they_were_before_there_was_a_direction_signal():
+    table = simulate_slice(SimulationConfig(n_cells=50, panel_sizes=[20]), 0)
+    assert (table.X.sum(), table.X.nnz, round(float(np.abs(table.obsm["spatial"]).sum()), 6)) == (7042.0, 699, 1787.72366)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"gene_signal": True}, "without gene_signal"), ({"neighborhood_signal": True}, "and neighborhood_signal"), ({"n_types": 6}, "a power of 2")],
+    ids=["gene", "neighborhood", "types"],
+)
+def test_a_direction_signal_beside_what_it_cannot_go_with_is_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        SimulationConfig(**{**FIBRES, **settings})
