@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from stofm.cell_encoder import CellEncoderConfig
 from stofm.config import FrozenModel
@@ -44,7 +44,7 @@ class EncoderStageConfig(StageConfig):
 
 
 class SE2StageConfig(StageConfig):
-    """SE(2) stage: masked cell modeling and pairwise distance recovery, the encoder frozen."""
+    """SE(2) stage: masked cell modeling, pairwise distance recovery and tissue context, the encoder frozen."""
 
     sub_slices_per_micro_batch: int = Field(1, ge=1)
     mask_rate: float = Field(0.12, gt=0, lt=1, description="Share of real cells whose embedding is hidden.")
@@ -53,6 +53,8 @@ class SE2StageConfig(StageConfig):
     move_sigma: float = Field(5.0, gt=0, description="Spread of the move, in units of the local spacing of cells.")
     mcm_weight: float = Field(1.0, ge=0)
     pdr_weight: float = Field(0.1, ge=0)
+    context_weight: float = Field(1.0, ge=0, description="Of recovering from every cell what lies around it; 0: not asked for, as published.")
+    context_um: list[PositiveFloat] = Field([50.0, 150.0, 500.0, 1500.0], description="Reaches at which virtual cells make a cell's context.")
 
 
 class PretrainConfig(FrozenModel):

@@ -11,7 +11,7 @@ def model_card(config: PretrainConfig, corpus: Corpus) -> str:
     entries = corpus.manifest["slices"]
     sources = sorted({(str(entry["source"]["technology"]), str(entry["source"]["species"])) for entry in entries})
     stages = [f"- encoder adaptation: {config.encoder_stage.epochs:g} epochs" if config.encoder_stage else "- encoder: not trained"]
-    stages.append(f"- SE(2) transformer (masked cell modeling, pairwise distance recovery): {config.se2_stage.epochs:g} epochs")
+    stages.append(f"- SE(2) transformer (masked cell modeling, pairwise distance recovery, tissue context): {config.se2_stage.epochs:g} epochs")
     return f"""# SToFM model
 
 Embeds the cells of a spatial transcriptomics slice at three scales: `stofm embed SLICE --model <this folder> --out DIR`.

@@ -1,7 +1,8 @@
-"""The four objectives, each as a sum over its targets; dividing by global counts is left to the loop."""
+"""The objectives, each as a sum over its targets; dividing by global counts is left to the loop."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.context import context_of_cells
 from stofm.batch import SubSliceBatch
-from stofm.heads import CellHead, PairHead
+from stofm.heads import CellHead, ContextHead, PairHead
 
 if TYPE_CHECKING:
     from stofm.cell_encoder import CellEncoder
@@ -104,21 +106,38 @@ class MaskedBatch(_OnDevice):
 
     def counts(self) -> dict[str, int]:
         """Targets of each objective."""
-        return {"mcm": len(self.predicted), "pdr": len(self.pairs)}
+        return {"mcm": len(self.predicted), "pdr": len(self.pairs), "context": int(self.seen.is_cell.sum())}
 
 
 class SE2Objectives(nn.Module):
-    """Masked cell modeling (cosine) and pairwise distance recovery (squared error)."""
+    """Masked cell modeling (cosine), pairwise distance recovery and tissue context (squared error).
 
-    def __init__(self, transformer: SE2Transformer) -> None:
+    `context_um` are the reaches of `context_of_cells`; None leaves that objective out.
+
+    Notes
+    -----
+    Masked cell modeling and distances are those of SToFM. They ask a cell what it is and how far its neighbours are, but never
+    where in the tissue it lies, and what is not asked for fades with training; so every cell is asked for its surroundings too.
+    """
+
+    def __init__(self, transformer: SE2Transformer, *, context_um: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformer, self.context_um = transformer, context_um
         self.cell_head, self.pair_head = CellHead(), PairHead(transformer.config.n_heads)
+        self.context_head = None if context_um is None else ContextHead(1 + len(context_um))
 
     def forward(self, batch: MaskedBatch, pairs: Pairs | None = None) -> Sums:
-        """Return the sums of ``mcm`` (1 - cosine) and ``pdr``; `pairs` as in `SE2Transformer.forward`."""
+        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and ``context`` (squared error, a mean over a cell's contexts).
+
+        `pairs` as in `SE2Transformer.forward`.
+        """
+        pairs = self.transformer.find_pairs(batch.seen) if pairs is None else pairs
         out = self.transformer(batch.seen, pairs, wanted=batch.pairs)
         b, i = batch.predicted.unbind(1)
         cosine = (self.cell_head(out.cell_repr[b, i]).float() * batch.embeddings).sum(-1)
         distances = self.pair_head(out.pair_repr).float()
-        return {"mcm": (1 - cosine).sum(), "pdr": ((distances - batch.pair_distances) ** 2).sum()}
+        sums = {"mcm": (1 - cosine).sum(), "pdr": ((distances - batch.pair_distances) ** 2).sum()}
+        if self.context_head is not None and self.context_um is not None:
+            found = self.context_head(out.cell_repr[batch.seen.is_cell]).float()
+            sums["context"] = ((found - context_of_cells(batch.seen, pairs, self.context_um)) ** 2).sum(-1).mean(1).sum()
+        return sums

@@ -76,7 +76,7 @@ def encoder_stage(config: EncoderStageConfig, encoder: CellEncoder, view: View, 
 
 
 def se2_stage(config: SE2StageConfig, transformer: SE2Transformer, view: View, *, seed: int) -> Stage:
-    """Masked cell modeling and pairwise distance recovery on the sub-slices of a corpus."""
+    """Masked cell modeling, pairwise distance recovery and tissue context on the sub-slices of a corpus."""
     n_neighbors = transformer.config.n_neighbors
 
     def micro_batch(which: Sequence[tuple[int, int]]) -> MaskedBatch:
@@ -90,8 +90,9 @@ def se2_stage(config: SE2StageConfig, transformer: SE2Transformer, view: View, *
             pair_distances=torch.from_numpy(np.concatenate([one.pair_distances for one in masked])),
         )
 
-    weights = {"mcm": config.mcm_weight, "pdr": config.pdr_weight}
-    return Stage(SE2, config, SE2Objectives(transformer), len(view), config.sub_slices_per_micro_batch, micro_batch, weights)
+    weights = {"mcm": config.mcm_weight, "pdr": config.pdr_weight, "context": config.context_weight}
+    model = SE2Objectives(transformer, context_um=config.context_um if config.context_weight else None)
+    return Stage(SE2, config, model, len(view), config.sub_slices_per_micro_batch, micro_batch, weights)
 
 
 def _with_number(b: int, indices: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Heads of the two objectives: what a cell's representation says of its embedding, a pair's of its distance."""
+"""Heads of the objectives: what a cell's representation says of its embedding and surroundings, a pair's of its distance."""
 
 from __future__ import annotations
 
@@ -29,3 +29,17 @@ class PairHead(nn.Module):
     def forward(self, pair_repr: Tensor) -> Tensor:
         """Map (..., H) pair representations to (...,) distances in units of the local spacing."""
         return self.layers(pair_repr).squeeze(-1)
+
+
+class ContextHead(nn.Module):
+    """Read what lies around a cell off its representation; linear, so that any other linear head can read it too."""
+
+    def __init__(self, n_contexts: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(EMBEDDING_DIM, EMBEDDING_DIM * n_contexts)
+        nn.init.zeros_(self.layer.weight)  # at first every cell is said to lie in the middle of the slice
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, cell_repr: Tensor) -> Tensor:
+        """Map (C, 256) representations to (C, n_contexts, 256) differences from the middle of the slice, in units of their spread."""
+        return self.layer(cell_repr).unflatten(-1, (-1, EMBEDDING_DIM)) / EMBEDDING_DIM**0.5

@@ -114,7 +114,7 @@ class SE2Transformer(nn.Module):
         wanted : (P, 3) int64, optional
             Sub-slice and two cells of every pair whose representation is asked for.
         """
-        pairs = self._find_pairs(batch) if pairs is None else pairs
+        pairs = self.find_pairs(batch) if pairs is None else pairs
         is_there = ~batch.is_padding
         cells = self._read_cells(batch)[is_there]  # (T, D), without padding
         with torch.autocast(cells.device.type, enabled=False):  # bias, and so the pair state, in float32 whatever the layers are in
@@ -124,7 +124,8 @@ class SE2Transformer(nn.Module):
         cell_repr = cells.new_zeros(*is_there.shape, EMBEDDING_DIM).masked_scatter(is_there[..., None], cells)
         return SubSliceRepr(cell_repr, None if wanted is None else state.of_pairs(wanted))
 
-    def _find_pairs(self, batch: SubSliceBatch) -> Pairs:
+    def find_pairs(self, batch: SubSliceBatch) -> Pairs:
+        """Pairs as the configuration has them; `DataError` under `scheme: published`, where they are given."""
         if self.config.scheme == "published":
             raise DataError("SE(2) transformer: found no pairs; expected those of the published distances. Make them with `published_pairs`.")
         return find_pairs(batch, n_neighbors=self.config.n_neighbors)

@@ -47,7 +47,7 @@ class Size:
     se2_epochs: float
 
 
-FULLY = Size(n_slices=6, n_cells=1500, encoder_epochs=1, se2_epochs=6)
+FULLY = Size(n_slices=6, n_cells=1500, encoder_epochs=1, se2_epochs=16)
 TINY = Size(n_slices=2, n_cells=300, encoder_epochs=0.1, se2_epochs=0.5)
 
 
