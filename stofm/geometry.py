@@ -90,7 +90,7 @@ def _by_matrix(batch: SubSliceBatch, n_neighbors: int) -> tuple[Tensor, Tensor, 
     is_pair[b, :, v] = ~batch.is_padding[b]
     number = torch.arange(N, device=squared.device)
     is_pair &= _at_most(number[:, None] + 1, number)
-    b, i, j = _where(is_pair)
+    b, i, j = where(is_pair)
     return b, i, j
 
 
@@ -108,7 +108,7 @@ def _at_most(values: Tensor, limit: Tensor) -> Tensor:
     return values <= limit
 
 
-def _where(is_pair: Tensor) -> tuple[Tensor, ...]:
+def where(is_pair: Tensor) -> tuple[Tensor, ...]:
     """Indices along each axis where a mask is true."""
     if is_pair.device.type == "cpu":  # likewise
         return tuple(map(torch.from_numpy, np.unravel_index(np.flatnonzero(is_pair.numpy()), is_pair.shape)))

@@ -42,15 +42,16 @@ def pair_state(bias: SparseBias, form: Form | None = None) -> PairState:
 
 
 class _AllLayers:
-    """Queries and keys of all layers so far, side by side: (T, H, l * D/H) after l layers."""
+    """Queries and keys of all layers so far, side by side: (H, T, l * D/H) after l layers."""
 
     bias: SparseBias
     q: Tensor | None = None
     k: Tensor | None = None
 
     def add(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        self.q = q if self.q is None else torch.cat([self.q, q], dim=-1)
-        self.k = k if self.k is None else torch.cat([self.k, k], dim=-1)
+        q, k = q.transpose(0, 1), k.transpose(0, 1)
+        self.q = q.contiguous() if self.q is None else torch.cat([self.q, q], dim=-1)
+        self.k = k.contiguous() if self.k is None else torch.cat([self.k, k], dim=-1)
         return self.q, self.k
 
     def scores(self, first: Tensor, second: Tensor) -> Tensor | float:
@@ -58,7 +59,7 @@ class _AllLayers:
         if self.q is None or self.k is None:
             return 0.0
         dtype = self.bias.apart.dtype
-        return (self.q[first].to(dtype) * self.k[second].to(dtype)).sum(-1)
+        return (self.q[:, first].to(dtype) * self.k[:, second].to(dtype)).sum(-1).T
 
 
 class RowBlocks(_AllLayers):
@@ -69,13 +70,16 @@ class RowBlocks(_AllLayers):
         row, column = bias.entries()
         self.n_columns = bias.is_padding.shape[1]
         self.key, order = (row * self.n_columns + column).sort()
+        self.row, self.column = row[order], column[order]
         self.value = bias.values()[order].T.contiguous()  # (H, M)
         self.starts = torch.searchsorted(self.key, torch.arange(bias.bounds[-1] + 1, device=row.device) * self.n_columns).tolist()  # of every row
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
         if torch.is_grad_enabled():
             raise RuntimeError("the pair state in row blocks keeps nothing for gradients; choose another form, or torch.no_grad()")
-        q, k, values = (x.to(self.value.dtype).transpose(0, 1).contiguous() for x in (*self.add(q, k), v))  # each (H, T, .)
+        dtype = self.value.dtype
+        q, k = self.add(q.to(dtype), k.to(dtype))
+        values = v.to(dtype).transpose(0, 1).contiguous()  # (H, T, D/H)
         mixed = torch.empty_like(values)
         for start, stop in zip(self.bias.bounds, self.bias.bounds[1:], strict=False):
             n = stop - start
@@ -99,8 +103,7 @@ class RowBlocks(_AllLayers):
     def _entries(self, rows: slice, n: int) -> tuple[Tensor, slice]:
         """Place of the entries of some rows in a block of width n, and which they are."""
         entries = slice(self.starts[rows.start], self.starts[rows.stop])
-        row, column = self.key[entries].div(self.n_columns, rounding_mode="floor"), self.key[entries] % self.n_columns
-        return (row - rows.start) * n + column, entries
+        return (self.row[entries] - rows.start) * n + self.column[entries], entries
 
     def of_pairs(self, wanted: Tensor) -> Tensor:
         row, column = self.bias.tokens_of(*wanted.unbind(1))
@@ -122,7 +125,7 @@ class Concatenated(_AllLayers):
         def padded(x: Tensor) -> Tensor:
             return x.new_zeros(*is_there.shape, *x.shape[1:]).masked_scatter(is_there[..., None, None], x).transpose(1, 2)
 
-        q, k = self.add(q, k)
+        q, k = (x.transpose(0, 1) for x in self.add(q, k))
         bias = self.dense.to(q.dtype)  # what fused kernels ask for; their softmax is in float32 whatever this is
         mixed = F.scaled_dot_product_attention(padded(q), padded(k), padded(v), attn_mask=bias, dropout_p=dropout, scale=1.0)
         return mixed.transpose(1, 2)[is_there]

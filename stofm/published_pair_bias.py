@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stofm.batch import SubSliceBatch
 from stofm.distance_bias import DistanceBias
 from stofm.gaussian_mlp import gaussian_mlp
-from stofm.geometry import Pairs
+from stofm.geometry import Pairs, where
 from stofm.sparse_bias import SparseBias
 
 NO_DISTANCE = 100.0  # stands in a published matrix where no distance is known, and is read like one
@@ -70,9 +70,11 @@ def published_pairs(distances: Tensor, is_padding: Tensor) -> Pairs:
         Its distances are in the unit of the matrix, not in micrometres. Where rounding made the matrix differ from its transpose, both
         ways are pairs of their own, for gradients of the narrowest Gaussians feel it.
     """
-    is_token = ~is_padding
-    is_pair = (distances != NO_DISTANCE) & is_token[:, :, None] & is_token[:, None, :]
+    is_pair = distances != NO_DISTANCE
+    if is_padding.any():
+        is_pair &= ~(is_padding[:, :, None] | is_padding[:, None, :])
     is_mutual = distances == distances.mT
-    mutual = (is_pair & is_mutual).triu_(1).nonzero()
-    b, i, j = torch.cat([mutual, (is_pair & ~is_mutual).nonzero()]).unbind(1)
-    return Pairs(b, i, j, distances[b, i, j], len(mutual))
+    pairs = [(is_pair & is_mutual).triu_(1)] if is_mutual.all() else [(is_pair & is_mutual).triu_(1), is_pair & ~is_mutual]
+    places = [where(mask) for mask in pairs]
+    b, i, j = (torch.cat(axis) for axis in zip(*places, strict=True))
+    return Pairs(b, i, j, distances[b, i, j], len(places[0][0]))
