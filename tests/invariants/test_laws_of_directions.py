@@ -70,7 +70,8 @@ def moved_by(motion, batch: SubSliceBatch) -> SubSliceBatch:
 
 
 def only(batch: SubSliceBatch, which) -> SubSliceBatch:
-    return SubSliceBatch(*(which(getattr(batch, field.name)) for field in fields(batch)))
+    arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return replace(batch, **{name: which(values) for name, values in arrays.items() if values is not None})
 
 
 def random_edges(n_cells: int, n_edges: int) -> tuple[torch.Tensor, torch.Tensor]:
