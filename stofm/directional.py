@@ -7,19 +7,17 @@ the scalars that the transformer gets stay as they are. Used with ``geometry: di
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from e3nn import o3
-from e3nn.math import soft_one_hot_linspace
 from e3nn.nn import FullyConnectedNet, Gate
 from torch import Tensor, nn
 
 from stofm.batch import SubSliceBatch
 from stofm.fields import EMBEDDING_DIM
 from stofm.geometry import Pairs
-from stofm.pair_bias import FARTHEST_UM
+from stofm.pair_bias import FARTHEST_UM, radial_basis
 
 HARMONICS = o3.Irreps("0e + 1o + 2e")  # of a direction
 SCALARS = o3.Irreps("32x0e")  # of a cell, before it saw its neighbours
@@ -58,8 +56,7 @@ def edges_between(sender: Tensor, receiver: Tensor, offset_um: Tensor, *, length
     squared = offset_um.square().sum(dim=1, keepdim=True)  # (E, 1)
     direction = offset_um / (squared + NO_DIRECTION_UM**2).sqrt()
     harmonics = o3.spherical_harmonics(HARMONICS, direction, normalize=False, normalization="component")
-    u = torch.log1p(squared[:, 0].sqrt().clamp(max=FARTHEST_UM) / length_um)
-    basis = soft_one_hot_linspace(u, 0.0, math.log1p(FARTHEST_UM / length_um), n_radial, basis="gaussian", cutoff=False)
+    basis = radial_basis(squared[:, 0].sqrt().clamp(max=FARTHEST_UM), length_um=length_um, n_radial=n_radial)
     return Edges(sender, receiver, harmonics, basis * n_radial**0.5)  # of unit variance, as e3nn's layers expect
 
 

@@ -18,6 +18,12 @@ REACH_UM = (40.0, 2_000.0)  # shortest and longest at the start
 WITH_VIRTUAL = (-4.0, 4.0)  # at the start: what a pair with a virtual cell adds in heads that read cells, and in those that read virtual cells
 
 
+def radial_basis(distance_um: Tensor, *, length_um: float, n_radial: int) -> Tensor:
+    """Map (E,) distances up to `FARTHEST_UM` to (E, n_radial): ``log(1 + d / length_um)`` through Gaussians (e3nn)."""
+    u = torch.log1p(distance_um / length_um)
+    return soft_one_hot_linspace(u, 0.0, math.log1p(FARTHEST_UM / length_um), n_radial, basis="gaussian", cutoff=False)
+
+
 class PairBias(DistanceBias):
     """A learned function of distance, evaluated on the pairs that exist; three learned constants for all other entries.
 
@@ -44,7 +50,6 @@ class PairBias(DistanceBias):
     def __init__(self, n_heads: int, n_radial: int, length_um: float) -> None:
         super().__init__()
         self.n_radial, self.length_um = n_radial, length_um
-        self.end = float(torch.log1p(torch.tensor(FARTHEST_UM / length_um)))  # of the radial basis
         self.mlp = nn.Sequential(nn.Linear(n_radial, n_radial), nn.GELU(), nn.Linear(n_radial, n_heads))
         n_twos = (n_heads + 1) // 2
         self.log_reach_um = nn.Parameter(torch.linspace(math.log(REACH_UM[0]), math.log(REACH_UM[1]), n_twos).repeat_interleave(2)[:n_heads])
@@ -55,8 +60,7 @@ class PairBias(DistanceBias):
     def formula(self, distance_um: Tensor) -> Tensor:
         """Map (E,) distances in micrometres to (E, H) biases."""
         distance_um = distance_um.clamp(max=FARTHEST_UM)
-        u = torch.log1p(distance_um / self.length_um)
-        basis = soft_one_hot_linspace(u, 0.0, self.end, self.n_radial, basis="gaussian", cutoff=False)  # (E, K)
+        basis = radial_basis(distance_um, length_um=self.length_um, n_radial=self.n_radial)
         return self.mlp(basis) - distance_um[:, None] / self.log_reach_um.exp()
 
     def forward(self, batch: SubSliceBatch, pairs: Pairs) -> SparseBias:
