@@ -9,7 +9,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Literal
 
-from stofm.errors import BadSlice, DataError, StofmError
+from stofm.errors import BadSlice, DataError, StofmError, one_line
 
 Kind = Literal["slice", "environment", "settings", "bug"]
 
@@ -81,4 +81,4 @@ def environment_code(error: BaseException) -> str | None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return one_line(f"{type(error).__name__}: {error}")

@@ -56,8 +56,8 @@ def _mean_neighbor(batch: SubSliceBatch, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Mean embedding of the visible neighbours of every token, (B, N, 256), and whether it has any, (B, N, 1)."""
     N, width = batch.cell_embeddings.shape[1:]
     is_visible = (batch.is_cell & ~batch.is_masked).flatten()
-    one, other = pairs.batch * N + pairs.first, pairs.batch * N + pairs.second
-    cell, neighbor = torch.cat([one, other]), torch.cat([other, one])
+    b, i, j = pairs.entries()
+    cell, neighbor = b * N + i, b * N + j
     is_wanted = is_visible[neighbor] & batch.is_cell.flatten()[cell]
     cell, neighbor = cell[is_wanted], neighbor[is_wanted]
     embeddings = batch.cell_embeddings.reshape(-1, width)

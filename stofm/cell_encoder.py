@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stofm.config import FrozenModel
-from stofm.errors import CheckpointError, located
+from stofm.errors import CheckpointError, located, one_line
 from stofm.fields import EMBEDDING_DIM, PAD_TOKEN
 from stofm.gene_tokens import GeneTokens
 from stofm.weights import load_weights, read_weights
@@ -171,5 +171,5 @@ def _read_bert(folder: Path) -> tuple[BertModel, dict[str, Any]]:
     try:
         read: Any = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{BERT_FOLDER}/: {' '.join(str(error).split())[:200]}; expected a BertModel folder. Copy it again.") from error
+        raise CheckpointError(f"{BERT_FOLDER}/: {one_line(error)[:200]}; expected a BertModel folder. Copy it again.") from error
     return read

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import YAMLError
 
-from stofm.errors import ConfigError
+from stofm.errors import ConfigError, one_line
 
 ConfigT = TypeVar("ConfigT", bound="FrozenModel")
 
@@ -56,7 +56,7 @@ def load_config(cls: type[ConfigT], path: Path | str, overrides: Sequence[str] =
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        raise ConfigError(f"configuration {path}: {_one_line(str(error))}; expected valid YAML and key=value overrides.") from error
+        raise ConfigError(f"configuration {path}: {one_line(error)}; expected valid YAML and key=value overrides.") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"configuration {path}: found {type(values).__name__}; expected a mapping of settings.")
     return parse_config(cls, {str(key): value for key, value in values.items()}, where=f"configuration {path}")
@@ -95,7 +95,3 @@ def _nested_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for arg in get_args(annotation) if (found := _nested_model(arg))), None)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -63,9 +63,9 @@ def edges_between(sender: Tensor, receiver: Tensor, offset_um: Tensor, *, length
 def edges_of_cells(batch: SubSliceBatch, pairs: Pairs, *, length_um: float, n_radial: int) -> Edges:
     """Edges between the real cells among `pairs`; virtual cells have no neighbourhood."""
     is_cell, n = batch.is_cell, batch.is_cell.shape[1]
-    is_kept = is_cell[pairs.batch, pairs.first] & is_cell[pairs.batch, pairs.second]
-    first, second = ((pairs.batch * n + one)[is_kept] for one in (pairs.first, pairs.second))
-    sender, receiver = torch.cat([second, first]), torch.cat([first, second])
+    b, i, j = pairs.entries()
+    is_kept = is_cell[b, i] & is_cell[b, j]
+    receiver, sender = ((b * n + cell)[is_kept] for cell in (i, j))
     coords = nn.functional.pad(batch.coords_um.reshape(-1, 2), (0, 1))  # (B * N, 3)
     return edges_between(sender, receiver, coords[sender] - coords[receiver], length_um=length_um, n_radial=n_radial)
 

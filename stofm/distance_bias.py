@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +14,15 @@ CHUNK = 2**14  # distances at a time where no gradient is wanted
 FEWEST_KNOTS, MOST_KNOTS = 2**14, 2**18
 
 
-class DistanceBias(nn.Module):
+class DistanceBias(nn.Module, ABC):
     """Base of the pair biases: a subclass writes the formula, `farthest` is where its table ends."""
 
     farthest: float
     _table: DistanceTable | None = None
 
+    @abstractmethod
     def formula(self, distance: Tensor) -> Tensor:
         """Map (E,) distances to (E, H) biases; continuous."""
-        raise NotImplementedError
 
     def of_distance(self, distance: Tensor) -> Tensor:
         """Map (E,) distances to (E, H) biases; without gradients from the table, where one was made of these weights and reaches far enough."""

@@ -59,3 +59,8 @@ def located(address: str) -> Iterator[None]:
     except StofmError as error:
         error.add_note(address)
         raise
+
+
+def one_line(what: object) -> str:
+    """Return what an error, or any text, says, on one line."""
+    return " ".join(str(what).split())

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stofm.errors import CheckpointError
+from stofm.errors import CheckpointError, one_line
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}; expected the weights of this model. Use a matching pair.") from error
+        raise CheckpointError(f"{path}: {one_line(error)[:150]}; expected the weights of this model. Use a matching pair.") from error
 
 
 def _load_inertly(path: Path) -> object:
@@ -59,7 +59,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         asked = re.search(r"GLOBAL (\S+)", str(error))
         return f"it asks for {asked[1]} to be executed, which was not done" if asked else "it is no readable pickle"
-    return _one_line(error) or "it ends too early"
+    return one_line(error)[:150] or "it ends too early"
 
 
 def _kind(found: object) -> str:
@@ -67,7 +67,3 @@ def _kind(found: object) -> str:
         return "nothing" if not found else type(found).__name__
     name, value = next((name, value) for name, value in found.items() if not isinstance(value, Tensor))
     return f"{type(value).__name__} under {name!r}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:150]

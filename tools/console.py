@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 
+from stofm.errors import one_line
+
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -30,7 +32,7 @@ def say(text: str) -> None:
 
 def show_error(error: Exception) -> None:
     """Print an error as one line."""
-    errors.print("error: " + " ".join(str(error).split()), markup=False, style="red")
+    errors.print("error: " + one_line(error), markup=False, style="red")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from corpus.faults import environment_code
-from stofm.errors import BadSlice, StofmError
+from stofm.errors import BadSlice, StofmError, one_line
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def reading(what: str, *, expected: str, remedy: str) -> Iterator[None]:
     except Exception as error:  # h5py, pandas, anndata's registry of encodings: they raise what they like, some of it from private modules
         if environment_code(error) is not None:
             raise
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)[:120]
         raise BadSlice("INPUT_UNREADABLE", f"not readable as {what} ({reason}); expected {expected}. {remedy}") from error
 
 

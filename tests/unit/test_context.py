@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from short_training import losses_of
 from synth import MOTIONS, random_record
 
 from pretrain.config import SE2StageConfig
@@ -67,8 +70,7 @@ def test_all_sub_slices_of_a_slice_are_measured_alike() -> None:
 def test_moving_the_tissue_changes_no_context(motion) -> None:
     batch = batch_of(1, 2)
     moved = MOTIONS[motion](batch.coords_um.double().numpy())
-    there = SubSliceBatch(batch.cell_embeddings, torch.from_numpy(moved).float(), batch.is_virtual, batch.is_padding, batch.is_masked)
-    assert torch.allclose(contexts(there), contexts(batch), atol=1e-4)
+    assert torch.allclose(contexts(replace(batch, coords_um=torch.from_numpy(moved).float())), contexts(batch), atol=1e-4)
 
 
 def test_each_sub_slice_of_a_batch_has_the_contexts_it_has_alone() -> None:
@@ -80,9 +82,7 @@ def test_each_sub_slice_of_a_batch_has_the_contexts_it_has_alone() -> None:
 def test_what_is_hidden_or_padding_is_in_no_context() -> None:
     batch = batch_of(1, 3)
     hidden = batch.is_masked | batch.is_padding
-    other = SubSliceBatch(
-        torch.where(hidden[..., None], 7.0, batch.cell_embeddings), batch.coords_um, batch.is_virtual, batch.is_padding, batch.is_masked
-    )
+    other = replace(batch, cell_embeddings=torch.where(hidden[..., None], 7.0, batch.cell_embeddings))
     assert torch.equal(contexts(other), contexts(batch))
 
 
@@ -108,14 +108,7 @@ def test_the_objective_is_learned_and_can_be_left_out() -> None:
 
     stage = stage_of(1.0)
     batch = stage.micro_batch([(0, 0)])
-    optimizer = torch.optim.AdamW(stage.model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(30):
-        loss = stage.model(batch)["context"] / batch.counts()["context"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
+    losses = losses_of("context", stage, batch, n_steps=30, optimizer=torch.optim.AdamW)
     assert losses[-1] < 0.5 * losses[0]
 
     without = stage_of(0.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from short_training import losses_of
 
 from corpus.view import View
 from pretrain.config import SE2StageConfig
@@ -40,14 +41,7 @@ def test_displacements_are_learned(view):
     torch.manual_seed(0)
     stage = se2_stage(DENOISING, SE2Transformer(DIRECTIONAL), view, seed=0)
     batch = stage.micro_batch([(0, 0)])
-    optimizer = torch.optim.Adam(stage.model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(60):
-        loss = stage.model(batch)["displacement"] / batch.counts()["displacement"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
+    losses = losses_of("displacement", stage, batch, n_steps=60, optimizer=torch.optim.Adam)
     assert losses[-1] < 0.5 * losses[0]
 
 
