@@ -28,6 +28,7 @@ UmPerUnit = Annotated[Optional[float], typer.Option(help="Micrometres per unit o
 SpatialKey = Annotated[str, typer.Option(help="obsm key of the coordinates.")]
 CountsLayer = Annotated[Optional[str], typer.Option(help="Layer with raw counts; default X.")]  # noqa: UP045
 SpeciesName = Annotated[str, typer.Option(help="auto, human or mouse.")]
+ModelAt = Annotated[Path, typer.Option(help="Model folder (the `model/` of a run), or its name on the Hugging Face hub.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
 
 
@@ -146,7 +147,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     run_train(config, overrides or [])
 
 
-model_verbs = typer.Typer(no_args_is_help=True, help="Import a published checkpoint, show and test a model.")
+model_verbs = typer.Typer(no_args_is_help=True, help="Import a published checkpoint, show and test a model, share it.")
 app.add_typer(model_verbs, name="model")
 
 
@@ -184,10 +185,22 @@ def model_show(
     run_show(model, as_json=as_json)
 
 
+@model_verbs.command("push")
+def model_push(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", show_default=False)],
+    repo: Annotated[str, typer.Option(help="Name on the hub: owner/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Show it to nobody else.")] = False,
+) -> None:
+    """Put a model with its card on the Hugging Face hub; `--model owner/name` then works wherever a model folder does."""
+    from tools.model import run_push
+
+    run_push(model, repo, private=private)
+
+
 @app.command()
 def embed(
     slices: Slices,
-    model: Annotated[Path, typer.Option(help="Model folder: the `model/` of a run.", show_default=False)],
+    model: ModelAt,
     out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
     um_per_unit: UmPerUnit = None,
     spatial_key: SpatialKey = "spatial",
