@@ -147,6 +147,32 @@ def train(config: Config, overrides: Overrides = None) -> None:
     run_train(config, overrides or [])
 
 
+@app.command()
+def adapt(
+    slices: Slices,
+    model: ModelAt,
+    out: Annotated[Path, typer.Option(help="Output folder; the adapted model will be in its `model/`.", show_default=False)],
+    reference: Annotated[Optional[list[Path]], typer.Option(help="Slice on which forgetting is measured; may be given again.")] = None,  # noqa: UP045
+    lora: Annotated[bool, typer.Option("--lora", help="Train small adapters beside the weights (peft) instead of the weights.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="With --lora: also write a model with the adapters added to its weights.")] = False,
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="Setting to change, key=value; may be given again.")] = None,  # noqa: UP045
+    um_per_unit: UmPerUnit = None,
+    spatial_key: SpatialKey = "spatial",
+    counts_layer: CountsLayer = None,
+    species: SpeciesName = "auto",
+) -> None:
+    """Go on pretraining a model on your slices; report losses, probes and forgetting, before and after.
+
+    A block of every slice is held out and measured on. Settings: docs/pretraining.md. Started again, it goes on where it stopped.
+    """
+    from tools.adapt import run_adapt
+    from tools.specs import slice_specs
+
+    options = {"um_per_unit": um_per_unit, "spatial_key": spatial_key, "counts_layer": counts_layer, "species": species}
+    both = slice_specs([*slices, *(reference or [])], **options)
+    run_adapt(both[: len(slices)], both[len(slices) :], model, out, lora=lora, merge=merge, overrides=set_ or [])
+
+
 model_verbs = typer.Typer(no_args_is_help=True, help="Import a published checkpoint, show and test a model, share it.")
 app.add_typer(model_verbs, name="model")
 

@@ -162,7 +162,7 @@ def test_a_push_without_the_right_token_says_what_to_do(model, hub, monkeypatch)
 
 @pytest.mark.parametrize("repo", ["breast", "a/b/c", "lab/breast@v1", "lab/", "../lab"])
 def test_a_name_to_push_to_is_owner_and_name(model, repo):
-    with pytest.raises(ConfigError, match="--repo: found .*; expected owner/name"):
+    with pytest.raises(ConfigError, match=r"--repo: found .*; expected owner/name"):
         model.push_to_hub(repo)
 
 
