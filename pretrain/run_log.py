@@ -37,3 +37,8 @@ def read_run_log(path: Path) -> list[dict]:
         except ValueError:
             break
     return whole
+
+
+def steps_of(lines: list[dict]) -> dict[str, int]:
+    """Return the last step of every stage that was logged, in their order."""
+    return {line["stage"]: line["step"] for line in lines}

@@ -26,7 +26,7 @@ from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.data import Order, torch_seed
 from pretrain.encoder_init import start_from_coexpression
 from pretrain.model_card import model_card
-from pretrain.run_log import RunLog
+from pretrain.run_log import RunLog, read_run_log, steps_of
 from pretrain.stages import Stage, encoder_stage, se2_stage
 from pretrain.state import resume, save_checkpoint
 from stofm.cell_encoder import CellEncoder, embed_cells
@@ -101,7 +101,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
             "gene_vocab.csv": corpus.vocab.to_csv(),
             GENE_TABLES: corpus.gene_tables.to_json(),
             "scales.json": corpus.scales.model_dump_json(indent=1),
-            "README.md": model_card(config, corpus),
+            "README.md": model_card(config, corpus, steps_of(read_run_log(folder / "losses.jsonl"))),
         }
         save_model(folder / "model", encoder.cpu(), transformer.cpu(), texts=texts, trained_on=trained_on)
     accelerator.wait_for_everyone()

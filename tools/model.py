@@ -11,6 +11,7 @@ from corpus.gene_vocab import GeneConfig
 from downstream.embedding import Embedder, load_embedder
 from downstream.model_import import import_published
 from downstream.self_test import MOST_CHANGE, self_test
+from stofm.checkpoint import Model
 from stofm.config import parse_config
 from stofm.errors import CheckpointError
 from tools.console import say, tracking
@@ -27,6 +28,14 @@ def run_import(se2: Path, config: Path, cell_encoder: Path, out: Path, *, genes:
     with tracking(f"{se2}: importing"):
         model = import_published(se2, config, cell_encoder, settings, out, licence=licence, report=say)
     say(f"model: {model}")
+
+
+def run_push(model: Path, repo: str, *, private: bool) -> None:
+    """Put a model on the Hugging Face hub."""
+    loaded = Model.from_pretrained(model)
+    with tracking(f"{model}: uploading to {repo}"):
+        address = loaded.push_to_hub(repo, private=private)
+    say(f"model: {repo} ({address}); others use it by that name: stofm embed SLICE --model {repo} --out DIR")
 
 
 def run_show(folder: Path, *, as_json: bool = False) -> None:

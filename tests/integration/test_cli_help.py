@@ -33,6 +33,7 @@ VERBS = {
     "model": "import",
     "model import": "--cell-encoder",
     "model show": "--json",
+    "model push": "--repo",
     "embed": "--scheme",
     "segment": "predict",
     "segment fit": "--label",
