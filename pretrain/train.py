@@ -88,6 +88,7 @@ class Callbacks:
 SILENT = Callbacks()
 
 
+@stop_requests()
 def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     """Run or finish a pretraining run; returns the folder of the model.
 
@@ -96,7 +97,9 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     ConfigError
         If the output holds something else, or the processes do not divide the micro-batches.
     CheckpointError
-        If the output holds a run of another configuration or corpus, or the encoder does not fit the vocabulary.
+        If the output holds a run of another configuration, corpus or vocabulary, or the encoder does not fit the vocabulary.
+    Stopped
+        If SIGTERM or SIGUSR1 came; the same command goes on.
     """
     folder, corpus = Path(config.out), Corpus(config.corpus)
     check_folder(folder, RUN_KIND)
