@@ -44,7 +44,7 @@ def test_the_block_is_that_of_the_tissue_and_not_of_its_pose(motion):
 
 @pytest.mark.parametrize(("n_cells", "share"), [(40, 0.2), (12, 0.5), (200, 0.99)])
 def test_a_slice_too_small_to_hold_something_out_is_refused(n_cells, share):
-    with pytest.raises(BadSlice, match="slice 'made_up': found .* to be held out; expected at least 10 on both sides"):
+    with pytest.raises(BadSlice, match=r"slice 'made_up': found .* to be held out; expected at least 10 on both sides"):
         held_out_block(tissue(n_cells), share=share, seed=0)
 
 
