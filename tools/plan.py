@@ -65,8 +65,9 @@ def _report(
 
 def _show(report: dict[str, Any]) -> None:
     device = report["device"]
-    say(f"device: {device['n']} x {device['name']}, {device['memory_gb']:.3g} GB, {device['tflops'][device['precision']]:.3g} TFLOP/s "
-        f"({'fp32' if device['precision'] == 'no' else device['precision']}; {device['source']}); {device['share']:.0%} of it taken to be reached")  # fmt: skip
+    precision = "fp32" if device["precision"] == "no" else device["precision"]
+    peak = f"{device['tflops'][device['precision']]:.3g} TFLOP/s ({precision}; {device['source']})"
+    say(f"device: {device['n']} x {device['name']}, {device['memory_gb']:.3g} GB, {peak}; {device['share']:.0%} of it taken to be reached")
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "", "steps", "cells", "tokens", "TFLOP", "memory GB", "hours", "share of peak"):
         table.add_column(column, justify="left" if column in ("stage", "") else "right")
@@ -77,9 +78,9 @@ def _show(report: dict[str, Any]) -> None:
             table.add_row("", "fact", f"{fact['steps']:,}", _many(fact["cells"]), "", "", f"{fact['memory_gb']:.2g}", _hours(fact["hours"]),
                           f"{fact['peak_share']:.2f}")  # fmt: skip
     console.print(table, soft_wrap=False)
+    say(f"all stages and embedding the corpus: {_hours(report['hours'])} h")
     used = f", {report['disk_gb_used']:.3g} GB used so far" if report["disk_gb_used"] is not None else ""
-    say(f"all stages and embedding the corpus: {_hours(report['hours'])} h; disk: at most {report['disk_gb']:.3g} GB ({report['disk_gb_free']:.3g} GB "
-        f"free{used})")  # fmt: skip
+    say(f"disk: at most {report['disk_gb']:.3g} GB ({report['disk_gb_free']:.3g} GB free{used})")
     if not report["fits"]:
         say("memory: more than the device has; use fewer cells or sub-slices a micro-batch, or the FSDP recipe in configs/accelerate")
     if report["disk_gb"] > report["disk_gb_free"]:
