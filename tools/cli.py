@@ -150,6 +150,21 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="cpu (this machine's, measured now), t4, v100, a100-80gb, h100, ...")] = "cpu",
+    devices: Annotated[int, typer.Option(help="How many of them.")] = 1,
+    share: Annotated[Optional[float], typer.Option(help="Share of the peak that is reached; a run's log says it. Default: 0.3.")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document for programs.")] = False,
+) -> None:
+    """Say what `stofm train CONFIG` will take: steps, cells, tokens, operations, memory, hours, disk; after a run, the facts beside it."""
+    from tools.plan import run_plan
+
+    run_plan(config, overrides or [], device=device, n_devices=devices, share=share, as_json=as_json)
+
+
+@app.command()
 def adapt(
     slices: Slices,
     model: ModelAt,

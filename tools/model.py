@@ -113,4 +113,5 @@ def _show(about: dict[str, Any]) -> None:
 def _trained_on(trained_on: dict[str, Any]) -> str:
     if "published_files" in trained_on:
         return "not known here; imported from " + ", ".join(f"{name} {sha256[:12]}" for name, sha256 in trained_on["published_files"].items())
-    return f"{len(trained_on.get('inputs', {}))} slices, corpus {str(trained_on.get('corpus', 'not named'))[:12]}"
+    adapted = f"; adapted from weights {trained_on['adapted_from'][:12]}" if "adapted_from" in trained_on else ""
+    return f"{len(trained_on.get('inputs', {}))} slices, corpus {str(trained_on.get('corpus', 'not named'))[:12]}{adapted}"

@@ -30,6 +30,8 @@ VERBS = {
     "corpus verify": "offset",
     "corpus repair": "same bytes",
     "train": "torchrun",
+    "plan": "--device",
+    "adapt": "--reference",
     "model": "import",
     "model import": "--cell-encoder",
     "model show": "--json",
