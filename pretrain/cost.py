@@ -123,7 +123,7 @@ def encoder_activation_bytes(config: CellEncoderConfig, n_tokens: float) -> floa
 
     Of each layer eight arrays of its width, two of its feed-forward width, and the sums of attention and norms.
     """
-    of_layer = 8 * config.width + 2 * config.ffn_dim + config.n_heads + 5
+    of_layer: float = 8 * config.width + 2 * config.ffn_dim + config.n_heads + 5
     if config.dropout:
         of_layer += 2 * config.width / FLOAT + 2 * config.width  # two masks of bytes, and what they were laid on
     return FLOAT * n_tokens * (config.n_layers * of_layer + config.width)
@@ -133,9 +133,8 @@ def transformer_activation_bytes(config: SE2TransformerConfig, *, n_cells: int, 
     """What the gradient of the transformer keeps of a sub-slice in float32: attention weights of every layer, the pair state and its gradient."""
     N = n_cells + n_virtual
     of_entry = config.n_layers * (FLOAT + (1 if config.dropout else 0)) + 2 * FLOAT
-    of_token = config.n_layers * FLOAT * (10 * D + 2 * config.ffn_dim + 4)
+    of_token = FLOAT * (config.n_layers * (10 * D + 2 * config.ffn_dim + 4) + D * (n_contexts + 2))
     pairs = expected_pairs(config, n_cells=n_cells, n_virtual=n_virtual)
-    of_token += FLOAT * D * (n_contexts + 2)
     return config.n_heads * N**2 * of_entry + N * of_token + FLOAT * pairs * (3 * config.n_radial + 4)
 
 

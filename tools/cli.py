@@ -141,6 +141,8 @@ def train(config: Config, overrides: Overrides = None) -> None:
     """Pretrain a model on a corpus; started again, it goes on where it stopped.
 
     Several processes: `accelerate launch --no_python stofm train CONFIG` or `torchrun --no-python stofm train CONFIG`.
+
+    SIGTERM or SIGUSR1 ends it after the step at hand, with a checkpoint and exit code 75: start it again.
     """
     from tools.train import run_train
 
@@ -313,4 +315,4 @@ def main() -> None:
             raise
         if is_main_process():
             show_error(error)
-        sys.exit(2)
+        sys.exit(error.exit_code)

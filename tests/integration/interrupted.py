@@ -46,6 +46,10 @@ def checkpoint(stage: str, step: int) -> Callable[..., bool]:
     return lambda path, value: (value.get("stage"), value.get("step")) == (stage, step)
 
 
+def again(slice_id: str) -> Callable[..., bool]:
+    return lambda _, folder, found, *__, **___: found == slice_id and folder.name.startswith("joint-")
+
+
 MOMENTS: dict[str, Callable[[], None]] = {
     "before the first checkpoint": lambda: logs("encoder", 2),
     "encoder step 5": lambda: logs("encoder", 5),
@@ -55,6 +59,10 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "slice_1 not embedded": lambda: before(pretrain.train, "embedded_shards", lambda _, __, slice_id, *___, **____: slice_id == "slice_1"),
     "SE(2) step 5": lambda: logs("se2", 5),
     "SE(2) checkpoint half written": lambda: before(pretrain.state, "write_json", checkpoint("se2", 6)),
+    "joint step 3": lambda: logs("joint", 3),
+    "slice_1 not embedded again": lambda: before(pretrain.train, "embedded_shards", again("slice_1")),
+    "joint step 6": lambda: logs("joint", 6),
+    "joint checkpoint half written": lambda: before(pretrain.state, "write_json", checkpoint("joint", 6)),
     "model half written": lambda: before(stofm.checkpoint, "write_json"),
 }
 # What is done to each run; a run killed more than once is started again after each.
@@ -62,7 +70,8 @@ RUNS: dict[str, list[str]] = {
     "never": [],
     "in the encoder stage": ["encoder step 5"],
     "in the SE(2) stage": ["SE(2) step 5"],
-    "while a checkpoint is written": ["encoder checkpoint half written", "SE(2) checkpoint half written"],
+    "in the joint stage": ["joint step 3", "joint step 6"],
+    "while a checkpoint is written": ["encoder checkpoint half written", "SE(2) checkpoint half written", "joint checkpoint half written"],
     "again and again": list(MOMENTS),
 }
 
