@@ -156,6 +156,11 @@ def test_what_cannot_be_done_is_said_in_one_line(words, more, line):
     assert not (words[-1] / "model").exists()
 
 
+def test_several_processes_are_refused(words, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "launch: found 2 processes; expected one" in refused(*words)
+
+
 def test_a_slice_without_genes_of_the_model_is_refused(words, new_slice, tmp_path):
     table = anndata.read_h5ad(new_slice)
     table.var = table.var[[]].set_index(pd.Index([f"ENSG{number:011d}" for number in range(900, 900 + table.n_vars)]))

@@ -10,19 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli import write_yaml
 from launching import CONFIGS, environment, steps_logged, wait_for
-from test_launch import assert_same_losses, never_stopped  # noqa: F401 - a fixture
+from test_launch import assert_same_losses, config, never_stopped  # noqa: F401 - fixtures
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-
-
-@pytest.fixture(scope="module")
-def config(tiny_run_config, tmp_path_factory) -> Path:
-    settings = tiny_run_config.model_dump(mode="json") | {"log_every": 1, "save_every": 3}
-    for stage in ("encoder_stage", "se2_stage"):
-        settings[stage] |= {"max_steps": 12, "epochs": 80.0, "n_micro_batches": 2}
-    return write_yaml(tmp_path_factory.mktemp("machines") / "train.yaml", settings)
 
 
 @pytest.fixture
@@ -49,10 +40,10 @@ def machines() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def machine(name: str, address: str, config: Path, run: Path) -> subprocess.Popen:
+def machine(name: str, address: str, settings: Path, run: Path) -> subprocess.Popen:
     """Start the elastic recipe on a machine, in a session of its own so that all of it can be lost at once."""
     env = environment(NODES=2, HOST=ADDRESSES[0], ADDRESS=address, GLOO_SOCKET_IFNAME="eth0")
-    command = ["ip", "netns", "exec", name, "bash", str(CONFIGS / "torchrun/elastic.sh"), str(config), f"out={run}"]
+    command = ["ip", "netns", "exec", name, "bash", str(CONFIGS / "torchrun/elastic.sh"), str(settings), f"out={run}"]
     return subprocess.Popen(command, env=env, start_new_session=True)
 
 
