@@ -1,7 +1,7 @@
 """Continued pretraining: a model goes on from its weights on another corpus of its own genes, and is measured before and after.
 
 A model folder holds no heads of the objectives, so they are trained anew first, the model frozen; what is measured then is "before".
-Stages, checkpoints, log and resume are those of `pretrain.train`.
+Stages, checkpoints, log and resume are those of `pretrain.train`; one process does it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 from accelerate import Accelerator
 from pydantic import Field
 from torch import nn
@@ -23,7 +24,7 @@ from pretrain.measure import mean_losses
 from pretrain.model_card import model_card
 from pretrain.run_log import read_run_log, steps_of
 from pretrain.stages import Stage, encoder_stage, se2_stage
-from pretrain.train import SILENT, Callbacks, _accelerator, _claim, _embedded_view, _require_divisible, _run_stage
+from pretrain.train import SILENT, Callbacks, _accelerator, _claim, _embedded_view, _require_trainable, _run_stage
 from stofm.cell_encoder import CellEncoder
 from stofm.checkpoint import Model, save_model
 from stofm.config import FrozenModel
@@ -76,13 +77,11 @@ class _Run:
 
     def note(self, when: str, stage_on: Callable[[Corpus, str], Stage], trained: Stage) -> None:
         """Measure the trained stage's model on every corpus of `measured_on`, and write that down."""
-        if self.accelerator.is_main_process:
-            found: Measured = read_measured(self.folder)
-            for name, corpus in self.measured_on.items():
-                stage = replace(stage_on(corpus, name), model=trained.model)
-                found.setdefault(when, {}).setdefault(name, {}).update(mean_losses(stage, device=self.accelerator.device))
-            write_json(self.folder / "measured.json", found)
-        self.accelerator.wait_for_everyone()
+        found = read_measured(self.folder)
+        for name, corpus in self.measured_on.items():
+            stage = replace(stage_on(corpus, name), model=trained.model)
+            found.setdefault(when, {}).setdefault(name, {}).update(mean_losses(stage, device=self.accelerator.device))
+        write_json(self.folder / "measured.json", found)
 
 
 def adapt(
@@ -118,18 +117,14 @@ def adapt(
         corpus=str(training.folder), out=str(folder), seed=config.seed, encoder_stage=config.encoder_stage, se2_stage=config.se2_stage,
         se2_transformer=base.se2_transformer.config, precision=config.precision, log_every=config.log_every, save_every=config.save_every,
     )  # fmt: skip
+    _require_trainable(pretraining, training)
     accelerator = _accelerator(pretraining)
-    _require_divisible(pretraining, accelerator.num_processes)
-    if not accelerator.is_main_process:
-        callbacks = SILENT
     identity = {"configuration": config.digest(exclude={"log_every", "save_every"}), "corpus": training.corpus_id, "model": base.weights_sha256}
     _claim(folder, pretraining, identity, accelerator)
     run = _Run(config, pretraining, base, training, measured_on, inputs, folder, identity, accelerator, callbacks)
     encoders = {BEFORE: _kept_encoder(run, BEFORE, lambda: base.cell_encoder), AFTER: _kept_encoder(run, AFTER, lambda: _adapted_encoder(run))}
     transformer = _adapted_transformer(run, encoders)
-    if accelerator.is_main_process:
-        _save(run, encoders[AFTER], transformer, result)
-    accelerator.wait_for_everyone()
+    _save(run, encoders[AFTER], transformer, result)
     return result
 
 
@@ -151,10 +146,8 @@ def _kept_encoder(run: _Run, when: str, make: Callable[[], CellEncoder]) -> Cell
     kept = run.folder / when / "cell_encoder"
     if not kept.is_dir():
         encoder = make()
-        if run.accelerator.is_main_process:
-            with replacing(kept) as aside:
-                encoder.cpu().save(aside)
-        run.accelerator.wait_for_everyone()
+        with replacing(kept) as aside:
+            encoder.cpu().save(aside)
     return CellEncoder.from_folder(kept).eval().requires_grad_(False)
 
 
@@ -168,6 +161,7 @@ def _adapted_encoder(run: _Run) -> CellEncoder:
     def on(corpus: Corpus, _: str) -> Stage:
         return make(corpus.token_view())
 
+    torch.manual_seed(config.seed)  # of the new heads
     stage = on(run.training, "")
     _learn_heads(run, stage, encoder)
     run.note(BEFORE, on, stage)
@@ -187,9 +181,7 @@ def _adapted_transformer(run: _Run, encoders: Mapping[str, CellEncoder]) -> nn.M
 
         return stage_on
 
-    for when in (BEFORE, AFTER):  # every process embeds its share, before the first one measures
-        for name, corpus in run.measured_on.items():
-            on(when)(corpus, name)
+    torch.manual_seed(run.config.seed + 1)
     stage = on(BEFORE)(run.training, "")
     _learn_heads(run, stage, transformer)
     run.note(BEFORE, on(BEFORE), stage)
@@ -216,8 +208,7 @@ def _go_on(run: _Run, stage: Stage, body: nn.Module) -> None:
     adapted = add_adapters(body, rank=run.config.rank, seed=run.config.seed)
     _train(run, stage)
     body.cpu()
-    if run.accelerator.is_main_process:
-        save_adapters(adapted, run.folder / "adapters" / stage.name)
+    save_adapters(adapted, run.folder / "adapters" / stage.name)
     merge_adapters(body)
 
 

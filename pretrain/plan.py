@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from corpus.scales import ScaleConfig
 from corpus.store import Corpus
 from corpus.view import View
 from pretrain.config import PretrainConfig, StageConfig
@@ -137,7 +136,7 @@ def _plan_se2(sizes: _Sizes, config: StageConfig, *, name: str) -> StagePlan:
     """A stage of sub-slices; `config` gives the steps, the SE(2) stage's settings what is asked."""
     settings, transformer = sizes.config.se2_stage, sizes.config.se2_transformer
     places = [sizes.view.places[record] for record in sizes.records]
-    virtual = _virtual_cells(sizes.corpus, sizes.corpus.scales)
+    virtual = _virtual_cells(sizes.corpus)
     n_contexts = 1 + len(settings.context_um) if settings.context_weight else 0
     each = settings.sub_slices_per_micro_batch
     steps = Stage(name, config, sizes.objectives, len(places), each, lambda _: None, {}).n_steps
@@ -175,10 +174,9 @@ def _plan_joint(sizes: _Sizes) -> StagePlan:
     return StagePlan("joint", of_se2.steps, of_se2.cells, of_se2.sub_slices, tokens, flops, n_trained, memory)
 
 
-def _virtual_cells(corpus: Corpus, scales: ScaleConfig) -> dict[str, int]:
+def _virtual_cells(corpus: Corpus) -> dict[str, int]:
     """Virtual cells of every slice."""
-    config = scales.virtual_cells
-    return {entry["slice_id"]: min(config.n_max, max(1, entry["n_cells"] // config.cells_each)) for entry in corpus.manifest["slices"]}
+    return {entry["slice_id"]: corpus.scales.virtual_cells.n_virtual(entry["n_cells"]) for entry in corpus.manifest["slices"]}
 
 
 def _refreshes(config: PretrainConfig, steps: int, n_records: int) -> int:
@@ -192,13 +190,13 @@ def _disk_bytes(sizes: _Sizes, n_cells: int, stages: list[StagePlan]) -> float:
     """Checkpoints kept (the newest, the best, and one being written), embedded views, encoder and model; never more than this at a time."""
     kept = sizes.config.n_checkpoints + 2
     checkpoints = sum(kept * 3 * FLOAT * stage.n_trained for stage in stages)  # weights and two moments
-    n_virtual = max(_virtual_cells(sizes.corpus, sizes.corpus.scales).values())
+    n_virtual = max(_virtual_cells(sizes.corpus).values())
     view = n_cells * BYTES_PER_EMBEDDED_CELL + len(sizes.view) * n_virtual * (FLOAT * EMBEDDING_DIM + 12)
     n_views = 1 if sizes.config.joint_stage is None else 3
     return checkpoints + n_views * view + 3 * FLOAT * n_parameters(sizes.encoder, sizes.objectives)
 
 
-def facts(run: Path, lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def facts(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return what a run took so far, {stage: {"steps", "hours", "cells", "memory_gb", "peak_share"}}, from the lines of its log.
 
     Hours are those of steps, by the mean of what each line measured; stops, embedding and probes are not in them.

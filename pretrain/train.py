@@ -103,13 +103,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     """
     folder, corpus = Path(config.out), Corpus(config.corpus)
     check_folder(folder, RUN_KIND)
-    if corpus.scales.scheme != "tissue":
-        raise ConfigError(f"corpus {config.corpus}: found `scheme: {corpus.scales.scheme}`; training expects `tissue`. Build it again with that.")
-    if config.se2_stage.displacement_weight and config.se2_transformer.geometry != "directional":
-        raise ConfigError(
-            f"se2_stage.displacement_weight: found {config.se2_stage.displacement_weight:g} with `geometry: {config.se2_transformer.geometry}`; "
-            "expected `directional`, for distances point nowhere. Set `se2_transformer.geometry: directional`, or the weight to 0."
-        )
+    _require_trainable(config, corpus)
     require_trackers(config.trackers)
     accelerator = _accelerator(config)
     if not accelerator.is_main_process:
@@ -390,6 +384,17 @@ def _claim(folder: Path, config: PretrainConfig, run: dict[str, str], accelerato
         write_json(folder / "run.json", run)
         write_text(folder / "config.yaml", config.to_yaml())
     accelerator.wait_for_everyone()
+
+
+def _require_trainable(config: PretrainConfig, corpus: Corpus) -> None:
+    """Raise `ConfigError` if corpus, geometry and objectives do not go together."""
+    if corpus.scales.scheme != "tissue":
+        raise ConfigError(f"corpus {config.corpus}: found `scheme: {corpus.scales.scheme}`; training expects `tissue`. Build it again with that.")
+    if config.se2_stage.displacement_weight and config.se2_transformer.geometry != "directional":
+        raise ConfigError(
+            f"se2_stage.displacement_weight: found {config.se2_stage.displacement_weight:g} with `geometry: {config.se2_transformer.geometry}`; "
+            "expected `directional`, for distances point nowhere. Set `se2_transformer.geometry: directional`, or the weight to 0."
+        )
 
 
 def _require_divisible(config: PretrainConfig, n_ranks: int) -> None:

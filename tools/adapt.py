@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from corpus.blocks import held_out_block, write_slice
@@ -31,22 +31,13 @@ HELD_OUT, REFERENCE = "held-out blocks", "reference"
 Parts = list[tuple[Slice, BoolArray]]  # slices, and True for the cells of the block that is held out
 
 
-@dataclass(frozen=True, eq=False)
-class AdaptPlan:
-    """What is adapted to what."""
-
-    slices: Sequence[SliceSpec]
-    references: Sequence[SliceSpec]
-    model: Path
-    out: Path
-    config: AdaptConfig
-
-
 def run_adapt(
     slices: Sequence[SliceSpec], references: Sequence[SliceSpec], model: Path, out: Path, *, lora: bool, merge: bool, overrides: Sequence[str]
 ) -> None:
     """Adapt a model; started again, it goes on where it stopped."""
     check_folder(out, ADAPTATION_KIND)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(f"launch: found {os.environ['WORLD_SIZE']} processes; expected one. Start it without a launcher.")
     config = override_config(adapt_config("lora" if lora else "full"), overrides, where="--set")
     if merge and config.method != "lora":
         raise ConfigError("--merge: found no --lora; expected both, for all weights were trained and there is nothing to merge. Leave --merge out.")
@@ -54,8 +45,7 @@ def run_adapt(
         raise ConfigError("hold_out: found 0 and no --reference; expected something to measure on. Set hold_out, or name a reference slice.")
     embedder = load_embedder(model)
     claim_folder(out, ADAPTATION_KIND)
-    measured_on, training = {}, None
-    parts = _parts(slices, config)
+    parts, measured_on = _parts(slices, config), {}
     training = _corpus(out, "training", [_part(one, ~is_out) for one, is_out in parts], embedder)
     if config.hold_out:
         measured_on[HELD_OUT] = _corpus(out, "held_out", [_part(one, is_out) for one, is_out in parts], embedder)

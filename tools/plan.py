@@ -35,7 +35,7 @@ def run_plan(path: Path, overrides: Sequence[str], *, device: str, n_devices: in
     hardware = device_named(device, config.precision)
     plan = plan_run(config, corpus)
     lines = read_run_log(Path(config.out) / "losses.jsonl") if belongs(Path(config.out), corpus) else []
-    report = _report(config, plan, facts(Path(config.out), lines), hardware, n_devices=n_devices, share=share or SHARE)
+    report = _report(config, plan, facts(lines), hardware, n_devices=n_devices, share=share or SHARE)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
