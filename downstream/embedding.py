@@ -13,12 +13,14 @@ import torch
 import stofm
 from corpus.gene_ids import GeneTables, gene_tables_of_model, map_to_human
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
+from corpus.halo import blend_weights
 from corpus.published_scheme import extract_published, published_distances
 from corpus.readers import sections_of, slice_name, slice_of
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
 from corpus.slice import FloatArray, IntArray, Slice, SliceSpec
 from corpus.sub_slices import cut_sub_slices
 from corpus.virtual_cells import make_virtual_cells
+from downstream.memory import in_batches
 from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import embed_cells
 from stofm.checkpoint import Model, load_model
@@ -142,8 +144,15 @@ def embed_slice(st_slice: Slice, embedder: Embedder) -> SliceEmbedding:
 
 
 @torch.inference_mode()
-def represent_cells(scale: GeneScale, embeddings: FloatArray, embedder: Embedder) -> FloatArray:
+def represent_cells(scale: GeneScale, embeddings: FloatArray, embedder: Embedder, *, is_shifted: bool = False) -> FloatArray:
     """Run the SE(2) transformer over a slice; (n, 256) float32 in the order of `scale`.
+
+    What several sub-slices tell of a cell, the one that owns it and those that see it as context, is averaged (`corpus.halo.blend_weights`).
+
+    Parameters
+    ----------
+    is_shifted : bool
+        By another tiling of the slice, to see what the borders of sub-slices do (`downstream.seams`).
 
     Raises
     ------
@@ -152,46 +161,54 @@ def represent_cells(scale: GeneScale, embeddings: FloatArray, embedder: Embedder
     """
     transformer = embedder.model.se2_transformer
     device = next(transformer.parameters()).device
-    owned, read = (_published_input if embedder.scales.scheme == "published" else _tissue_input)(scale, embeddings, embedder.scales)
-    by_size = sorted(range(len(owned)), key=lambda number: len(owned[number]))  # little padding
-    cell_repr = np.empty_like(embeddings)
-    for start in range(0, len(owned), SUB_SLICES_PER_BATCH):
-        numbers = by_size[start : start + SUB_SLICES_PER_BATCH]
+    seen, read = _published_input(scale, embeddings) if embedder.scales.scheme == "published" else _tissue_input(
+        scale, embeddings, embedder.scales, is_shifted=is_shifted
+    )  # fmt: skip
+    by_size = sorted(range(len(seen)), key=lambda number: len(seen[number][0]))  # little padding
+    total, weight = np.zeros_like(embeddings), np.zeros((len(embeddings), 1), np.float32)
+
+    def represent(numbers: list[int]) -> None:
         batch, pairs = read(numbers, device)
         output, is_cell = transformer(batch, pairs).cell_repr.float().cpu().numpy(), batch.is_cell.cpu().numpy()
-        for number, tokens, of_cells in zip(numbers, output, is_cell, strict=True):
-            cell_repr[owned[number]] = tokens[of_cells][: len(owned[number])]
-    return cell_repr
+        told = [tokens[of_cells] for tokens, of_cells in zip(output, is_cell, strict=True)]
+        for number, tokens in zip(numbers, told, strict=True):
+            rows, weights = seen[number]
+            tokens *= weights[:, None]
+            total[rows] += tokens
+            weight[rows, 0] += weights
+
+    in_batches(by_size, represent, n_most=SUB_SLICES_PER_BATCH, what="sub-slices")
+    return np.divide(total, weight, out=total)
 
 
-Owned = list[IntArray]  # rows of the scale that each sub-slice owns; they come first among its cells
+Seen = list[tuple[IntArray, FloatArray]]  # of each sub-slice: rows of the scale, and how much it says of each counts
 ReadBatch = Callable[[list[int], torch.device], tuple[SubSliceBatch, Pairs | None]]  # of sub-slices with these numbers
 
 
-def _tissue_input(scale: GeneScale, embeddings: FloatArray, config: ScaleConfig) -> tuple[Owned, ReadBatch]:
+def _tissue_input(scale: GeneScale, embeddings: FloatArray, config: ScaleConfig, *, is_shifted: bool) -> tuple[Seen, ReadBatch]:
     virtual = make_virtual_cells(scale.coords_um, embeddings, config.virtual_cells)
-    parts = cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices)
+    parts = cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices, is_shifted=is_shifted)
 
     def read(numbers: list[int], device: torch.device) -> tuple[SubSliceBatch, None]:
         return collate([sub_slice_arrays(scale, embeddings, virtual, parts[number]) for number in numbers]).to(device), None
 
-    return [one.owned for one in parts], read
+    return [(one.rows, blend_weights(one.rows, one.n_owned, scale.coords_um)) for one in parts], read
 
 
-def _published_input(scale: GeneScale, embeddings: FloatArray, config: ScaleConfig) -> tuple[Owned, ReadBatch]:
+def _published_input(scale: GeneScale, embeddings: FloatArray) -> tuple[Seen, ReadBatch]:
     order = np.argsort(scale.rows)  # cells in the order of the file
     published = extract_published(scale.coords_um[order], embeddings[order])
     places, virtual = published.places, published.virtual
-    owned: Owned = [order[members] for members in published.sub_slices]
+    rows = [order[members] for members in published.sub_slices]
 
     def sub_slice(number: int) -> PublishedSubSlice:
         distances = published_distances(places[published.sub_slices[number]], virtual.coords_um)
-        return PublishedSubSlice(embeddings[owned[number]], virtual.embeddings, distances)
+        return PublishedSubSlice(embeddings[rows[number]], virtual.embeddings, distances)
 
     def read(numbers: list[int], device: torch.device) -> tuple[SubSliceBatch, Pairs]:
         return collate_published([sub_slice(number) for number in numbers], device)
 
-    return owned, read
+    return [(members, np.ones(len(members), np.float32)) for members in rows], read
 
 
 def require_embedded(table: AnnData, name: str, *, weights_sha256: str | None = None) -> FloatArray:
