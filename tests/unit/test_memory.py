@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from downstream.memory import in_batches, parse_bytes
+from downstream.memory import halving, in_batches, parse_bytes
 from stofm.errors import ConfigError, EnvironmentFault
 
 FAULTS = {
@@ -36,6 +36,18 @@ def test_without_room_for_one_item_it_ends_in_one_line(fault):
 
     with pytest.raises(EnvironmentFault, match="memory ran out over one of the sub-slices; expected room"):
         in_batches(range(3), work, n_most=2, what="sub-slices")
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_what_is_tried_at_once_is_halved_until_it_fits(fault):
+    def work(n: int, room: int) -> int:
+        if n > room:
+            raise fault
+        return n
+
+    assert halving(lambda n: work(n, 300), 2048, what="cells") == 256
+    with pytest.raises(EnvironmentFault, match="over one of the cells"):
+        halving(lambda n: work(n, 0), 2048, what="cells")
 
 
 def test_other_errors_go_through():

@@ -1,0 +1,98 @@
+"""Where embedded tables lie: read with their matrices left on disk, written as the input with something more in it, nothing else touched."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corpus.readers import technology_of
+from corpus.slice import SliceSpec
+from stofm.durable import replacing
+from stofm.fields import STOFM_STATUS, UNS_STOFM, X_STOFM, X_STOFM_CELL
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def output_suffix(spec: SliceSpec) -> str:
+    """``.zarr`` for SpatialData, which stays what it is, else ``.h5ad``."""
+    return ".zarr" if technology_of(spec) == "spatialdata" else ".h5ad"
+
+
+def write_embedded(table: AnnData, spec: SliceSpec, path: Path) -> Path:
+    """Write an embedded table, whole or not at all; returns the path.
+
+    Of an ``.h5ad`` or a SpatialData store a copy is made and the embedding added to it: matrices, images and shapes are the input's own bytes.
+    What other readers gave becomes an ``.h5ad``.
+    """
+    with replacing(path) as aside:
+        if technology_of(spec) == "spatialdata":
+            import zarr
+
+            shutil.copytree(spec.path, aside)
+            root = zarr.open_group(aside, mode="r+", use_consolidated=False)
+            name = spec.table or next(iter(root["tables"].group_keys()))  # type: ignore[union-attr]
+            _add(root[f"tables/{name}"], table)
+            zarr.consolidate_metadata(aside)
+        elif technology_of(spec) == "anndata" and _is_current(Path(spec.path)):
+            import h5py
+
+            shutil.copyfile(spec.path, aside)
+            with h5py.File(aside, "r+") as file:
+                _add(file, table)
+        else:
+            table.write_h5ad(aside, compression="gzip")
+    return path
+
+
+def _is_current(path: Path) -> bool:
+    import h5py
+
+    with h5py.File(path) as file:
+        return file.attrs.get("encoding-type") == "anndata"
+
+
+def _add(group: Any, table: AnnData) -> None:
+    """Add what `embed` added to a table to its copy in HDF5 or zarr."""
+    from anndata.io import write_elem
+
+    for key in ("obsm", "uns"):
+        if key not in group:
+            write_elem(group, key, {})
+    for key in (X_STOFM, X_STOFM_CELL):
+        if key in table.obsm:
+            write_elem(group["obsm"], key, table.obsm[key])
+    write_elem(group["uns"], UNS_STOFM, table.uns[UNS_STOFM])
+    write_elem(group["obs"], STOFM_STATUS, table.obs[STOFM_STATUS].to_numpy(object))
+    columns = [str(name) for name in group["obs"].attrs["column-order"] if name != STOFM_STATUS]
+    group["obs"].attrs["column-order"] = [*columns, STOFM_STATUS]
+
+
+def read_receipt(path: Path) -> dict[str, Any] | None:
+    """Return ``uns["stofm"]`` of a file that may hold an embedding, without reading more of it; None if it holds none."""
+    from anndata.io import read_elem
+
+    with _opened(path) as group:
+        found = group["uns"] if group is not None and "uns" in group else {}
+        return dict(read_elem(found[UNS_STOFM])) if UNS_STOFM in found else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The group of the table in an ``.h5ad`` or in a SpatialData store with an embedded table; None if it is neither."""
+    if path.is_dir():
+        import zarr
+
+        tables = dict(zarr.open_group(path, mode="r")["tables"].groups())  # type: ignore[union-attr]
+        yield next((one for one in tables.values() if f"uns/{UNS_STOFM}" in one), None)
+        return
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        yield None
+        return
+    with h5py.File(path) as file:
+        yield file
