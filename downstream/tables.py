@@ -30,13 +30,8 @@ def write_embedded(table: AnnData, spec: SliceSpec, path: Path) -> Path:
     """
     with replacing(path) as aside:
         if technology_of(spec) == "spatialdata":
-            import zarr
-
             shutil.copytree(spec.path, aside)
-            root = zarr.open_group(aside, mode="r+", use_consolidated=False)
-            name = spec.table or next(iter(root["tables"].group_keys()))  # type: ignore[union-attr]
-            _add(root[f"tables/{name}"], table)
-            zarr.consolidate_metadata(aside)
+            _add_to_store(aside, spec, table)
         elif technology_of(spec) == "anndata" and _is_current(Path(spec.path)):
             import h5py
 
@@ -46,6 +41,22 @@ def write_embedded(table: AnnData, spec: SliceSpec, path: Path) -> Path:
         else:
             table.write_h5ad(aside, compression="gzip")
     return path
+
+
+def _add_to_store(store: Path, spec: SliceSpec, table: AnnData) -> None:
+    """Add an embedding to a table of a SpatialData store; metadata that the root gathers of all below it are gathered again."""
+    import warnings
+
+    import anndata
+    import zarr
+
+    root = zarr.open_group(store, mode="r+", use_consolidated=False)
+    tables = dict(root["tables"].groups())  # type: ignore[union-attr]
+    with anndata.settings.override(auto_shard_zarr_v3=False):  # None warns
+        _add(tables[spec.table or next(iter(tables))], table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)  # of files in the store that are no zarr, as parquet
+        zarr.consolidate_metadata(root.store)
 
 
 def _is_current(path: Path) -> bool:

@@ -165,8 +165,9 @@ def test_the_whole_path_is_several_times_as_fast_as_the_plain_one_and_memory_kee
         "",
         f"Question: {FULLY.n_cells:,} cells of {FULLY.n_genes} genes, encoder of 6 layers x 256, 4 layers of the SE(2) transformer: how many times "
         "the processor time of `embed_slice` does the plain path take (dense tokeniser, batches of 32 padded to the longest cell, a graph per "
-        f"sub-slice, a Gaussian of every pair)? One thread, random weights. The plain path reads {FULLY.n_plain_cells:,} cells and {FULLY.n_plain_sub_slices} "
-        "sub-slices and is extrapolated in proportion; its clustering is left out, in its favour. Ours reads all, context of sub-slices included.",
+        f"sub-slice, a Gaussian of every pair)? One thread, random weights. The plain path reads {FULLY.n_plain_cells:,} cells and "
+        f"{FULLY.n_plain_sub_slices} sub-slices and is extrapolated in proportion; its clustering is left out, in its favour. "
+        "Ours reads all, context of sub-slices included.",
         "",
         "| | processor seconds |",
         "|---|---|",
