@@ -16,7 +16,7 @@ from corpus.gene_ids import GeneTables, gene_tables_of_model, map_to_human
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
 from corpus.halo import blend_weights
 from corpus.published_scheme import extract_published, published_distances
-from corpus.readers import sections_of, slice_name, slice_of
+from corpus.readers import sections_of, slice_name, slice_of, technology_of
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
 from corpus.slice import BoolArray, FloatArray, IntArray, Slice, SliceSpec
 from corpus.sub_slices import cut_sub_slices
@@ -176,6 +176,7 @@ def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, in
         "gene_tables_sha256": embedder.tables.sha256,
         "scales": embedder.scales.model_dump_json(),
         "slice": spec.model_dump_json(exclude={"path"}),
+        "technology": technology_of(spec),
         "input_sha256": input_sha256,
         "keep_cell_embeddings": options.keep_cell_embeddings,
         "measure_seams": options.measure_seams,
@@ -298,7 +299,9 @@ def represent_cells(
 
     largest = max((len(rows) for rows, _ in seen), default=1)
     in_batches(by_size, represent, n_most=sub_slices_in(max_memory, largest), what="sub-slices")
-    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+    np.divide(total, weight, out=total, where=weight > 0)
+    total[weight[:, 0] == 0] = np.nan
+    return total
 
 
 Seen = list[tuple[IntArray, FloatArray]]  # of each sub-slice: rows of the scale, and how much it says of each counts

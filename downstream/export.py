@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +11,7 @@ import numpy as np
 from corpus.readers.table import find_coordinates, find_counts
 from corpus.slice import SliceSpec
 from downstream.embedding import require_embedded
+from downstream.tables import um_per_unit_of, written_spec
 from stofm.durable import replacing
 from stofm.errors import DataError
 from stofm.fields import UNS_STOFM
@@ -38,7 +38,7 @@ def export_geojson(table: AnnData, spec: SliceSpec, folder: Path, *, group: str 
     """
     import geopandas
 
-    um_per_unit = float(table.uns[UNS_STOFM]["um_per_unit"])
+    um_per_unit = um_per_unit_of(table.uns[UNS_STOFM])
     columns = table.obs[[name for name in table.obs if str(name).startswith("stofm_")]].assign(cell_id=table.obs_names.astype(str))
     if group is not None or any(name in table.obs for name in PREDICTIONS):
         columns["group"] = groups_of(table, group).to_numpy()
@@ -68,7 +68,7 @@ def export_seurat(table: AnnData, spec: SliceSpec, folder: Path, *, group: str |
     pd.DataFrame({"id": genes, "name": genes, "type": "Gene Expression"}).to_csv(folder / "features.tsv.gz", sep="\t", header=False, index=False)
     pd.Series(cells).to_csv(folder / "barcodes.tsv.gz", header=False, index=False)
     metadata = table.obs if group is None else table.obs.assign(group=groups_of(table, group))
-    places = find_coordinates(table, spec.spatial_key) * float(table.uns[UNS_STOFM]["um_per_unit"])
+    places = find_coordinates(table, spec.spatial_key) * um_per_unit_of(table.uns[UNS_STOFM])
     embedding = require_embedded(table, str(spec.path))
     tables = {
         "metadata": metadata.set_axis(cells),
@@ -91,8 +91,7 @@ def export(table: AnnData, spec: SliceSpec, folder: Path, *, to: Format, group: 
         If the slice is not embedded, or has no such column of groups.
     """
     require_embedded(table, folder.name)
-    receipt = json.loads(str(table.uns[UNS_STOFM]["slice"]))
-    spec = spec.model_copy(update={"spatial_key": receipt["spatial_key"], "counts_layer": receipt["counts_layer"]})
+    spec = written_spec(Path(spec.path), table.uns[UNS_STOFM])
     with replacing(folder) as aside:
         aside.mkdir()
         FORMATS[to](table, spec, aside, group=group)

@@ -12,7 +12,7 @@ from stofm.errors import ConfigError, EnvironmentFault
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 SUB_SLICES_PER_BATCH = 2
-BYTES_PER_CELL = 6_000  # measured: embeddings, representations, their sums and the result, 1 kB each, and what clustering takes of a cell
+BYTES_PER_CELL = 6_000  # counted: at most five arrays of 256 float32 at a time, gene tokens, and what clustering takes of a cell
 BYTES_PER_TOKEN, BYTES_PER_PAIR = 25_000, 12  # of a sub-slice in the transformer: its layers and entries; the matrix of distances
 T = TypeVar("T")
 

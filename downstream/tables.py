@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpus.readers import technology_of
+from corpus.readers import UNITS_OF_THE_FILE, technology_of
 from corpus.slice import SliceSpec
 from stofm.durable import replacing
 from stofm.fields import STOFM_STATUS, UNS_STOFM, X_STOFM, X_STOFM_CELL
@@ -89,6 +90,19 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
     with _opened(path) as group:
         found = group["uns"] if group is not None and "uns" in group else {}
         return dict(read_elem(found[UNS_STOFM])) if UNS_STOFM in found else None
+
+
+def written_spec(path: Path, receipt: Mapping[str, Any]) -> SliceSpec:
+    """Say how to read an embedded file as its input was read; what an instrument wrote is in micrometres since then."""
+    spec = SliceSpec(**{**json.loads(str(receipt["slice"])), "path": str(path), "slice_id": None})
+    if receipt.get("technology", "anndata") in UNITS_OF_THE_FILE:
+        return spec
+    return spec.model_copy(update={"technology": "auto", "um_per_unit": None})
+
+
+def um_per_unit_of(receipt: Mapping[str, Any]) -> float:
+    """Return the micrometres of one unit of the places in an embedded file."""
+    return float(receipt["um_per_unit"]) if receipt.get("technology", "anndata") in UNITS_OF_THE_FILE else 1.0
 
 
 @contextmanager

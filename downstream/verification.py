@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from corpus.readers import UNITS_OF_THE_FILE, open_table, sections_of, slice_of, technology_of
+from corpus.readers import open_table, sections_of, slice_of
 from corpus.readers.anndata_h5ad import close
 from corpus.slice import FloatArray, IntArray, SliceSpec
 from downstream.embedding import Embedder, EmbedOptions, embed_slice, require_embedded
+from downstream.tables import written_spec
 from stofm.errors import DataError
 from stofm.fields import UNS_STOFM
 
@@ -52,9 +52,7 @@ def verify_embedding(path: Path, embedder: Embedder, *, n_cells: int | None, see
             raise DataError(f"slice {path.stem!r}: its receipt is of an older version; expected one with hashes. Embed it again.")
         if hashlib.sha256(np.ascontiguousarray(found).data).hexdigest() != str(receipt["x_stofm_sha256"]):
             n_cells = None
-        spec = SliceSpec(**{**json.loads(str(receipt["slice"])), "path": str(path), "slice_id": None})
-        if technology_of(spec) not in UNITS_OF_THE_FILE or spec.technology not in ("auto", *UNITS_OF_THE_FILE):
-            spec = spec.model_copy(update={"technology": "auto", "um_per_unit": None})  # the reader has turned it into micrometres
+        spec = written_spec(path, receipt)
         n_compared, differing = 0, []
         is_expected = np.zeros(table.n_obs, bool)
         for one in sections_of(table, spec):

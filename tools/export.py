@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 from corpus.readers import read_table, slice_name
 from corpus.slice import SliceSpec
-from downstream.export import FORMATS, Format, export
+from downstream.export import FORMATS, export
 from stofm.durable import check_folder, claim_folder
 from stofm.errors import ConfigError
 from tools.console import say, tracking
@@ -27,6 +26,6 @@ def run_export(path: Path, out: Path, *, to: str, group: str | None) -> Path:
     table = read_table(spec)
     with tracking(f"{slice_name(spec)}: writing for {to}"):
         claim_folder(out, EXPORT_KIND)
-        export(table, spec, folder, to=cast(Format, to), group=group)
+        export(table, spec, folder, to=to, group=group)
     say(f"{slice_name(spec)}: {folder}")
     return folder

@@ -35,7 +35,7 @@ def run_verify(folder: Path, model: Path, *, n_cells: int | None) -> None:
             refusals.append(refusal)
     if len(refusals) == 1:
         raise refusals[0]
-    for refusal in refusals:
-        show_error(refusal)
+    for one in refusals:
+        show_error(one)
     if refusals:
         raise DataError(f"{len(refusals)} of {len(paths)} slices differ; expected none. See the line of each above.")

@@ -73,7 +73,7 @@ def test_overlap_leaves_at_most_half_of_the_seams(shared_data) -> None:
     if not MODEL.is_dir():
         pytest.skip(f"no model {MODEL}; train configs/pretrain/real_cpu.yaml first")
     embedder, usual = load_embedder(MODEL, device="cpu"), SubSliceConfig().context_share
-    lines = ["# Seams between sub-slices", "", "Question: how much more do neighbouring cells differ because a border runs between them (0: no more)?", "",
+    lines = ["# Seams between sub-slices", "", "Question: how much more do neighbouring cells differ because a border runs between them?", "",
              "| slice | context | embeddings | labels | pairs | both tilings label alike |", "|---|---|---|---|---|---|"]  # fmt: skip
     scores = []
     for file, (label, um_per_unit) in SLICES.items():
