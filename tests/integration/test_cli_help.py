@@ -34,6 +34,8 @@ VERBS = {
     "model import": "--cell-encoder",
     "model show": "--json",
     "embed": "--scheme",
+    "verify": "rows that differ",
+    "export": "geojson",
     "segment": "predict",
     "segment fit": "--label",
     "segment predict": "--head",
