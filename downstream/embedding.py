@@ -60,14 +60,14 @@ class EmbedOptions:
     measure_seams : bool
         Embed by a second tiling too and compare (`downstream.seams`); the SE(2) transformer then works twice.
     min_genes : int
-        Slices with fewer detected genes of the model's vocabulary are refused.
+        Slices with fewer detected genes of the model's vocabulary are refused; `stofm embed` and `downstream.embed` ask for 20.
     max_memory : int or None
         Bytes that the process may hold; None: whatever it takes.
     """
 
     keep_cell_embeddings: bool = False
     measure_seams: bool = False
-    min_genes: int = 20
+    min_genes: int = 1
     max_memory: int | None = None
 
 

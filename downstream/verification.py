@@ -11,7 +11,7 @@ import numpy as np
 from corpus.readers import open_table, sections_of, slice_of
 from corpus.readers.anndata_h5ad import close
 from corpus.slice import FloatArray, IntArray, SliceSpec
-from downstream.embedding import Embedder, EmbedOptions, embed_slice, require_embedded
+from downstream.embedding import Embedder, embed_slice, require_embedded
 from downstream.tables import written_spec
 from stofm.errors import DataError
 from stofm.fields import UNS_STOFM
@@ -59,7 +59,7 @@ def verify_embedding(path: Path, embedder: Embedder, *, n_cells: int | None, see
             st_slice = slice_of(table, one)
             rng = np.random.default_rng(seed)
             some = np.arange(st_slice.n_cells) if n_cells is None else rng.permutation(st_slice.n_cells)[:n_cells]
-            result = embed_slice(st_slice, embedder, EmbedOptions(min_genes=1), wanted=some)
+            result = embed_slice(st_slice, embedder, wanted=some)
             rows = st_slice.source_rows[some]
             differing.append(rows[~_agree(found[rows], result.cell_repr[some])])
             n_compared += len(rows)

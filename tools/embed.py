@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from corpus.readers import open_table, slice_name
+from corpus.readers import open_table, sections_of, slice_name, slice_of
 from corpus.readers.anndata_h5ad import close
 from corpus.slice import SliceSpec
 from corpus.steps import input_sha256
@@ -74,6 +74,8 @@ def _embed_one(spec: SliceSpec, embedder: Embedder, out: Path, options: EmbedOpt
                 say(f"{name}: embedded already, from the same input with the same model and settings: {path}")
                 return path
             if not overwrite:
+                for one in sections_of(table, spec):
+                    slice_of(table, one)  # an input that cannot be used at all is what to hear of first
                 raise ConfigError(f"slice {name!r}: {path} holds an embedding of another {other[0]}; expected none, or this one. "
                                   "Choose another output, or replace it with --overwrite.")  # fmt: skip
         with tracking(f"{name}: embedding"):
