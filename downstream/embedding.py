@@ -152,7 +152,7 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOpt
             status[dropped] = reason
         summaries[st_slice.slice_id] = result.summary
         for array in (st_slice.counts.indptr, st_slice.counts.indices, st_slice.counts.data, st_slice.coords_um):
-            content.update(np.ascontiguousarray(array).data)
+            content.update(flat_bytes(array))
     table.obsm[X_STOFM] = cell_repr
     if options.keep_cell_embeddings:
         table.obsm[X_STOFM_CELL] = cell_embeddings
@@ -161,10 +161,15 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOpt
         **receipt_of(embedder, spec, options, input_sha256=input_sha256 or content.hexdigest()),
         "um_per_unit": st_slice.source["um_per_unit"],
         "n_embedded": int((status == EMBEDDED).sum()),
-        "x_stofm_sha256": hashlib.sha256(cell_repr.data).hexdigest(),
+        "x_stofm_sha256": hashlib.sha256(flat_bytes(cell_repr)).hexdigest(),
         "slice_embedding": summaries,
     }
     return table
+
+
+def flat_bytes(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of an array, (n,) uint8, row by row, for hashing."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, input_sha256: str) -> dict[str, str | int | bool]:

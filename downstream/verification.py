@@ -11,7 +11,7 @@ import numpy as np
 from corpus.readers import open_table, sections_of, slice_of
 from corpus.readers.anndata_h5ad import close
 from corpus.slice import FloatArray, IntArray, SliceSpec
-from downstream.embedding import Embedder, embed_slice, require_embedded
+from downstream.embedding import Embedder, embed_slice, flat_bytes, require_embedded
 from downstream.tables import written_spec
 from stofm.errors import DataError
 from stofm.fields import UNS_STOFM
@@ -50,7 +50,7 @@ def verify_embedding(path: Path, embedder: Embedder, *, n_cells: int | None, see
         receipt = table.uns[UNS_STOFM]
         if "x_stofm_sha256" not in receipt:
             raise DataError(f"slice {path.stem!r}: its receipt is of an older version; expected one with hashes. Embed it again.")
-        if hashlib.sha256(np.ascontiguousarray(found).data).hexdigest() != str(receipt["x_stofm_sha256"]):
+        if hashlib.sha256(flat_bytes(found)).hexdigest() != str(receipt["x_stofm_sha256"]):
             n_cells = None
         spec = written_spec(path, receipt)
         n_compared, differing = 0, []
