@@ -254,14 +254,47 @@ def embed(
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,  # noqa: UP045
     keep_cell_embeddings: Annotated[bool, typer.Option(help="Also write obsm['X_stofm_cell'], the gene scale alone.")] = False,
     scheme: Annotated[Optional[str], typer.Option(help="tissue or published; default: the model's, and no other is taken.")] = None,  # noqa: UP045
+    max_memory: Annotated[str, typer.Option(help="What the process may hold; changes no embedding.")] = "8GB",
+    min_genes: Annotated[int, typer.Option(help="Refuse slices with fewer detected genes that the model knows.")] = 20,
+    seams: Annotated[bool, typer.Option("--seams", help="Measure what the borders of sub-slices do: embeds twice, by two tilings.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace embeddings of other inputs, models or settings.")] = False,
 ) -> None:
-    """Embed slices: the same AnnData comes out with obsm["X_stofm"]."""
-    from tools.embed import run_embed
+    """Embed slices: the same AnnData or SpatialData comes out with obsm["X_stofm"].
+
+    Started again, it passes over slices that are embedded already. A slice that cannot be embedded does not keep the others from it.
+    """
+    from tools.embed import embed_options, run_embed
     from tools.specs import slice_specs
 
     specs = slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species,
                         technology=technology, section_key=section_key)  # fmt: skip
-    run_embed(specs, model, out, device=device, keep_cell_embeddings=keep_cell_embeddings, scheme=scheme)
+    options = embed_options(keep_cell_embeddings=keep_cell_embeddings, measure_seams=seams, min_genes=min_genes, max_memory=max_memory)
+    run_embed(specs, model, out, device=device, options=options, scheme=scheme, overwrite=overwrite)
+
+
+@app.command()
+def verify(
+    embedded: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `stofm embed` wrote.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="The model that embedded it.", show_default=False)],
+    cells: Annotated[int, typer.Option(help="Cells of each slice that are embedded again; 0: all.")] = 64,
+) -> None:
+    """Embed a sample of the cells of embedded slices again and compare; exit code 2: slices and rows that differ are named."""
+    from tools.verify import run_verify
+
+    run_verify(embedded, model, n_cells=cells or None)
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A slice that `stofm embed` or a head wrote.", show_default=False)],
+    to: Annotated[str, typer.Option(help="xenium-explorer, geojson or seurat.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+    group: Annotated[Optional[str], typer.Option(help="obs column with the groups of cells; default: the first prediction there is.")] = None,  # noqa: UP045
+) -> None:
+    """Write an embedded or predicted slice for Xenium Explorer, as GeoJSON, or as tables that R reads."""
+    from tools.export import run_export
+
+    run_export(path, out, to=to, group=group)
 
 
 def _add_head_verbs(name: str, task: Literal["region", "cell_type"], doing: str, classes: str) -> None:

@@ -9,7 +9,7 @@ from corpus.scales import ScaleConfig
 from corpus.simulate import SimulationConfig, simulate_slices
 from corpus.slice import SliceSpec
 from corpus.sub_slices import SubSliceConfig
-from downstream.embedding import write_table
+from downstream.embedding import EmbedOptions, write_table
 from downstream.evaluate import EvaluateConfig, TaskConfig, evaluate, markdown_table
 from pretrain.config import EncoderStageConfig, OptimConfig, PretrainConfig, SE2StageConfig
 from stofm.cell_encoder import CellEncoderConfig
@@ -46,7 +46,7 @@ def run_demo(out: Path, *, seed: int) -> None:
     model = train_and_report(run)
 
     say(f"\nstofm embed {out}/slices/*.h5ad --model {model} --out {out}/embedded")
-    embedded = run_embed(slice_specs(paths), model, out / "embedded", device=None, keep_cell_embeddings=True)
+    embedded = run_embed(slice_specs(paths), model, out / "embedded", options=EmbedOptions(keep_cell_embeddings=True))
     for verb, task in (("segment", "region"), ("annotate", "cell_type")):
         say(f"\nstofm {verb} fit {out}/embedded/slice_[0-{N_TRAINING - 1}].h5ad --out {out}/{task}_head")
         run_fit(embedded[:-1], out / f"{task}_head", task=task, label=task, kind="linear")  # type: ignore[arg-type]

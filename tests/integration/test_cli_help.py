@@ -37,6 +37,8 @@ VERBS = {
     "model show": "--json",
     "model push": "--repo",
     "embed": "--scheme",
+    "verify": "rows that differ",
+    "export": "geojson",
     "segment": "predict",
     "segment fit": "--label",
     "segment predict": "--head",
