@@ -30,7 +30,7 @@ from pretrain.run_log import RunLog
 from pretrain.stages import Stage, encoder_stage, se2_stage
 from pretrain.state import resume, save_checkpoint
 from stofm.cell_encoder import CellEncoder, embed_cells
-from stofm.checkpoint import save_model
+from stofm.checkpoint import ENCODER_START, save_model
 from stofm.durable import check_folder, claim_folder, read_json, replacing, sweep, tree_digest, write_json, write_text
 from stofm.errors import CheckpointError, ConfigError, DataError
 from stofm.se2_transformer import SE2Transformer
@@ -156,11 +156,14 @@ def _run_stage(stage: Stage, config: PretrainConfig, folder: Path, run: dict[str
 def _adapted_encoder(
     config: PretrainConfig, corpus: Corpus, folder: Path, run: dict[str, str], accelerator: Accelerator, callbacks: Callbacks
 ) -> CellEncoder:
-    """The encoder after its stage, in evaluation mode; kept in the run's folder."""
-    done = folder / "cell_encoder"
+    """The encoder after its stage, in evaluation mode; kept in the run's folder, beside the one it started as, with which it is compared."""
+    done, start = folder / "cell_encoder", folder / ENCODER_START
     if not done.is_dir():
         torch.manual_seed(config.seed)
         encoder = _initial_encoder(config, corpus)
+        if accelerator.is_main_process:
+            with replacing(start) as aside:
+                encoder.save(aside)
         if config.encoder_stage is not None:
             stage = encoder_stage(config.encoder_stage, encoder, corpus.token_view(), cls_token=corpus.vocab.cls_token, seed=config.seed)
             _run_stage(stage, config, folder, run, accelerator, callbacks)

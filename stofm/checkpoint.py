@@ -30,6 +30,7 @@ from stofm.weights import load_weights
 
 MODEL_KIND: Final = "stofm-model/1"
 WEIGHTS = "se2_transformer.safetensors"
+ENCODER_START: Final = "cell_encoder_start"  # beside a run's model: the cell encoder before its adaptation
 
 
 class ModelMeta(FrozenModel):

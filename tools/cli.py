@@ -29,6 +29,7 @@ SpatialKey = Annotated[str, typer.Option(help="obsm key of the coordinates.")]
 CountsLayer = Annotated[Optional[str], typer.Option(help="Layer with raw counts; default X.")]  # noqa: UP045
 SpeciesName = Annotated[str, typer.Option(help="auto, human or mouse.")]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -240,11 +241,11 @@ _add_head_verbs("annotate", "cell_type", "Cell type annotation", "cell types")
 
 
 @app.command()
-def evaluate(config: Config, overrides: Overrides = None) -> None:
-    """Compare the model with PCA baselines on held-out slices: a table, per-class scores, pictures."""
+def evaluate(config: Config, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Compare the model, its parts and plain baselines on held-out slices, donors or blocks: a table with intervals, per-class scores, pictures."""
     from tools.evaluate import run_evaluate
 
-    run_evaluate(config, overrides or [])
+    run_evaluate(config, overrides or [], overwrite=overwrite)
 
 
 def main() -> None:

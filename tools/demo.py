@@ -10,7 +10,7 @@ from corpus.simulate import SimulationConfig, simulate_slices
 from corpus.slice import SliceSpec
 from corpus.sub_slices import SubSliceConfig
 from downstream.embedding import write_table
-from downstream.evaluate import EvaluateConfig, TaskConfig, evaluate, markdown_table
+from downstream.evaluate import EvaluateConfig, TaskConfig, evaluate
 from pretrain.config import EncoderStageConfig, OptimConfig, PretrainConfig, SE2StageConfig
 from stofm.cell_encoder import CellEncoderConfig
 from stofm.durable import claim_folder, write_text
@@ -55,7 +55,7 @@ def run_demo(out: Path, *, seed: int) -> None:
 
     comparison = evaluate_config(model, out / "evaluation", training, unseen)
     _step(out, "evaluate", comparison.to_yaml())
-    say(markdown_table(evaluate(comparison, track=tracking)))
+    say(evaluate(comparison, overwrite=True, track=tracking).read_text(encoding="utf-8"))
     say(f"regions of the unseen slice:    {out}/predicted_region/{unseen[0].stem}_region.png")
     say(f"cell types of the unseen slice: {out}/predicted_cell_type/{unseen[0].stem}_cell_type.png")
     say(f"loss curves: {out}/run/losses.png      model: {model}      table: {out}/evaluation/table.md")
@@ -87,6 +87,7 @@ def evaluate_config(model: Path, out: Path, training: list[Path], unseen: list[P
     return EvaluateConfig(
         model=str(model),
         out=str(out),
+        allow_seen=[path.stem for path in training],
         tasks=[TaskConfig(name="region", task="region", slices=slices), TaskConfig(name="cell_type", task="cell_type", slices=slices)],
     )
 
