@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from scipy.spatial import cKDTree
 
 from corpus.cell_order import content_keys
-from corpus.slice import BoolArray, IntArray, Slice, nearest_spacing
+from corpus.slice import BoolArray, FloatArray, IntArray, Slice, nearest_spacing
 from corpus.sub_slices import SubSliceConfig, cut_sub_slices
 from stofm.config import FrozenModel
 from stofm.durable import replacing
@@ -128,10 +128,13 @@ _REMEDY = {
 
 def tissue_blocks(st_slice: Slice, n_blocks: int) -> IntArray:
     """Return the block of every cell, (n_cells,) int64: compact pieces of nearly equal numbers, the same however the tissue is turned."""
-    n_cells = max(1, round(st_slice.n_cells / n_blocks))
-    parts = cut_sub_slices(st_slice.coords_um, content_keys(st_slice.counts), SubSliceConfig(n_cells=n_cells))
-    blocks = np.empty(st_slice.n_cells, np.int64)
-    for number, part in enumerate(parts):
+    return blocks_of(st_slice.coords_um, content_keys(st_slice.counts), n_blocks)
+
+
+def blocks_of(coords: FloatArray, keys: np.ndarray, n_blocks: int) -> IntArray:
+    """As `tissue_blocks`, of places (n, 2) in any unit and the content (n,) uint64 of each cell."""
+    blocks = np.empty(len(coords), np.int64)
+    for number, part in enumerate(cut_sub_slices(coords, keys, SubSliceConfig(n_cells=max(1, round(len(coords) / n_blocks))))):
         blocks[part.owned] = number
     return blocks
 

@@ -49,9 +49,9 @@ def run_demo(out: Path, *, seed: int) -> None:
     embedded = run_embed(slice_specs(paths), model, out / "embedded", device=None, keep_cell_embeddings=True)
     for verb, task in (("segment", "region"), ("annotate", "cell_type")):
         say(f"\nstofm {verb} fit {out}/embedded/slice_[0-{N_TRAINING - 1}].h5ad --out {out}/{task}_head")
-        run_fit(embedded[:-1], out / f"{task}_head", task=task, label=task, kind="linear")  # type: ignore[arg-type]
+        run_fit(embedded[:-1], out / f"{task}_head", task=task, label=task, kind="linear", overwrite=True)  # type: ignore[arg-type]
         say(f"\nstofm {verb} predict {embedded[-1]} --head {out}/{task}_head --out {out}/predicted_{task}")
-        run_predict(embedded[-1:], out / f"{task}_head", out / f"predicted_{task}", task=task)  # type: ignore[arg-type]
+        run_predict(embedded[-1:], out / f"{task}_head", out / f"predicted_{task}", task=task, overwrite=True)  # type: ignore[arg-type]
 
     comparison = evaluate_config(model, out / "evaluation", training, unseen)
     _step(out, "evaluate", comparison.to_yaml())

@@ -14,7 +14,6 @@ from downstream.evaluate import EvaluateConfig, TaskConfig, evaluate
 from downstream.splits import SplitConfig
 from stofm.errors import ConfigError, DataError
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not a valid key:SyntaxWarning")  # docrep, when squidpy is imported
 
 
