@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -42,15 +41,34 @@ def head():
     return fit_head({f"slice_{seed}": embedded_table(seed) for seed in range(2)}, "region", label="region")
 
 
-@pytest.mark.parametrize("coverage", [0.7, 0.9, 0.99])
-def test_prediction_sets_hold_the_true_label_as_often_as_asked(coverage):
+@pytest.fixture(scope="module")
+def noisy_proba():
+    """Probabilities of four classes, right for about three cells in four; the true classes."""
     rng = np.random.default_rng(0)
     true = rng.integers(0, 4, 4000)
     scores = np.eye(4)[true] * 1.5 + rng.normal(size=(4000, 4))
-    proba = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), true
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.99])
+def test_prediction_sets_hold_the_true_label_as_often_as_asked(coverage, noisy_proba):
+    proba, true = noisy_proba
     calibration = calibrate(proba[:2000], true[:2000])
     sets = calibration.sets(calibration.apply(proba[2000:]), coverage=coverage)
     assert sets[np.arange(2000), true[2000:]].mean() == pytest.approx(coverage, abs=0.03)
+
+
+def test_prediction_sets_are_never_empty(noisy_proba):
+    proba, true = noisy_proba
+    calibration = calibrate(proba, true)
+    calibrated = calibration.apply(proba)
+    sets = calibration.sets(calibrated, coverage=0.3)
+    np.testing.assert_array_equal(sets, np.eye(4, dtype=bool)[calibrated.argmax(axis=1)])
+
+
+def test_few_held_out_cells_cannot_promise_much(noisy_proba):
+    proba, true = noisy_proba
+    assert calibrate(proba[:9], true[:9]).sets(proba, coverage=0.95).all()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
