@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from corpus.gene_ids import map_to_human
 from corpus.readers import sections_of, slice_of
 from corpus.scales import extract_gene_scale, sub_slice_arrays
-from corpus.slice import FloatArray, IntArray, SliceSpec, StrArray
+from corpus.slice import BoolArray, FloatArray, IntArray, SliceSpec, StrArray
 from corpus.sub_slices import cut_sub_slices
 from corpus.virtual_cells import make_virtual_cells
 from downstream.embedding import Embedder, embed
-from downstream.probes import held_groups
 from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import embed_cells
 from stofm.config import FrozenModel
@@ -58,18 +57,18 @@ class _Example:
 def fine_tune(
     slices: Mapping[str, AnnData],
     examples: Sequence[tuple[FloatArray, StrArray]],
-    groups: Sequence[IntArray],
+    is_held: Sequence[BoolArray],
     embedder: Embedder | None,
     config: FinetuneConfig,
     *,
     weights_sha256: str,
 ) -> tuple[Delta, list[tuple[FloatArray, StrArray]]]:
-    """Train on the sub-slices of labelled slices, stopped early by blocks (whole slices, from three on) that are held out.
+    """Train on the sub-slices of labelled slices, stopped early by cells that are held out.
 
     Parameters
     ----------
     examples : embeddings and labels of each slice
-    groups : what lies together, numbered over all slices
+    is_held : (n_cells,) bool of each slice
 
     Returns
     -------
@@ -82,7 +81,6 @@ def fine_tune(
         raise DataError(
             f"labels: found {len(classes)} classes {classes.tolist()}; expected two or more. Name another column, or add labelled slices."
         )
-    is_held = np.split(held_groups(np.concatenate(list(groups)), seed=config.seed), np.cumsum([len(one) for one in groups])[:-1])
     sub_slices = [
         one
         for (name, table), (_, labels), held in zip(slices.items(), examples, is_held, strict=True)
@@ -103,7 +101,7 @@ def tuned_features(table: AnnData, name: str, delta: Mapping[str, FloatArray], e
     with torch.no_grad():
         for parameter, change in delta.items():
             weight = tuned.get_parameter(parameter)
-            weight += torch.from_numpy(change).to(weight)
+            weight.add_(torch.from_numpy(change).to(weight))
     model = replace(embedder.model, se2_transformer=tuned.eval())
     return np.asarray(embed(table.copy(), replace(embedder, model=model), _spec_of(table, name)).obsm[X_STOFM])
 
@@ -124,7 +122,7 @@ def _spec_of(table: AnnData, name: str) -> SliceSpec:
     return SliceSpec(**{"slice_id": name, **json.loads(table.uns[UNS_STOFM]["slice"]), "path": f"{name}.h5ad"})
 
 
-def _sub_slices(table: AnnData, name: str, classes: IntArray, is_held: np.ndarray, embedder: Embedder) -> Iterator[_Example]:
+def _sub_slices(table: AnnData, name: str, classes: IntArray, is_held: BoolArray, embedder: Embedder) -> Iterator[_Example]:
     """Yield every sub-slice of a table that owns a labelled cell."""
     encoder, device = embedder.model.cell_encoder, next(embedder.model.se2_transformer.parameters()).device
     for spec in sections_of(table, _spec_of(table, name)):

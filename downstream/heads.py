@@ -17,9 +17,9 @@ from corpus.slice import FloatArray, IntArray, StrArray
 from downstream.calibration import Calibration
 from downstream.embedding import Embedder, require_embedded
 from downstream.finetune import FinetuneConfig, fine_tune, tuned_features
-from downstream.held_out import judge_by_held_out
+from downstream.held_out import folds_of_groups, judge_by_held_out
 from downstream.novelty import Novelty
-from downstream.probes import Probe, ProbeConfig, fit_probe, load_probe, save_probe
+from downstream.probes import Probe, ProbeConfig, fit_probe, held_cells, load_probe, save_probe
 from downstream.splits import blocks_of
 from stofm.config import FrozenModel
 from stofm.durable import MARKER, claim_folder, read_json, require_folder
@@ -97,10 +97,13 @@ def fit_head(slices: dict[str, AnnData], task: Task, *, label: str, config: Head
         groups.append(np.full(table.n_obs, number) if len(slices) >= N_SLICES_TO_HOLD_OUT else FAR_APART * number + _blocks(table))
     assert weights is not None, "the command line takes one slice or more"
     delta: Mapping[str, FloatArray] = {}
+    folds = folds_of_groups(groups, config.calibration_folds, seed=config.probe.seed)
     if config.finetune is not None:
-        delta, examples = fine_tune(slices, examples, groups, embedder, config.finetune, weights_sha256=weights)
+        held = held_cells(groups, seed=config.finetune.seed)
+        delta, examples = fine_tune(slices, examples, held, embedder, config.finetune, weights_sha256=weights)
+        folds = [held] if folds else []  # the transformer has learned from all others
     probe = fit_probe(examples, config.probe, groups)
-    calibration, novelty = judge_by_held_out(probe, examples, groups, config.probe, n_folds=config.calibration_folds)
+    calibration, novelty = judge_by_held_out(probe, examples, groups, folds, config.probe)
     labels = np.concatenate([labels for _, labels in examples])
     counts = np.bincount(np.searchsorted(probe.classes, labels[np.isin(labels, probe.classes)]), minlength=len(probe.classes))
     places = "+".join(sorted({places_of(table) for table in slices.values()}))

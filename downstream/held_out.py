@@ -15,31 +15,40 @@ from downstream.probes import Probe, ProbeConfig, fit_probe
 Example = tuple[FloatArray, StrArray]  # features (n, F) and labels (n,) of one slice, "" where there is none
 
 
+def folds_of_groups(groups: Sequence[IntArray], n_folds: int, *, seed: int) -> list[list[BoolArray]]:
+    """Deal groups, (n,) of every slice and numbered over all, to folds; for each fold, which cells of each slice are in it.
+
+    No fold at all where there are fewer than two of them, or of groups.
+    """
+    names = np.unique(np.concatenate(list(groups)))
+    n_folds = min(n_folds, len(names))
+    if n_folds < 2:
+        return []
+    fold_of = default_rng(seed).permutation(len(names)) % n_folds
+    return [[fold_of[np.searchsorted(names, of_slice)] == k for of_slice in groups] for k in range(n_folds)]
+
+
 def judge_by_held_out(
-    probe: Probe, examples: Sequence[Example], groups: Sequence[IntArray], config: ProbeConfig, *, n_folds: int
+    probe: Probe, examples: Sequence[Example], groups: Sequence[IntArray], folds: Sequence[Sequence[BoolArray]], config: ProbeConfig
 ) -> tuple[Calibration | None, Novelty | None]:
-    """Fit again without every fold of the groups in turn, and learn from the cells left out.
+    """Fit again without every fold in turn, and learn from the cells left out.
 
     Parameters
     ----------
     probe : fitted on all of `examples`, which it goes on to serve: its fits on parts are a little less sure
     groups : of (n,) int
-        What lies together (blocks of tissue, or whole slices), numbered over all slices.
+        What lies together (blocks of tissue, or whole slices), numbered over all slices; the fits may stop early by them.
+    folds : from `folds_of_groups`
 
     Returns
     -------
-    None and None where there is but one group, or no fold leaves two classes to learn.
+    None and None where no fold holds a labelled cell and leaves two classes to learn.
     """
-    names = np.unique(np.concatenate(list(groups)))
-    n_folds = min(n_folds, len(names))
-    if n_folds < 2:
+    judged = [found for is_held in folds if (found := _judge(probe, examples, groups, is_held, config)) is not None]
+    if not sum(len(one[1]) for one in judged):
         return None, None
-    fold_of = dict(zip(names.tolist(), (default_rng(config.seed).permutation(len(names)) % n_folds).tolist(), strict=True))
-    folds = [np.array([fold_of[name] for name in of_slice.tolist()]) for of_slice in groups]
-    judged = [_judge(probe, examples, groups, [fold == k for fold in folds], config) for k in range(n_folds)]
-    proba, true, distances = (np.concatenate([one[part] for one in judged if one is not None]) for part in range(3)) if any(judged) else ([],) * 3
-    if not len(true):
-        return None, None
+    proba, true, distances = (np.concatenate([one[0] for one in judged]), np.concatenate([one[1] for one in judged]),
+                              np.concatenate([one[2] for one in judged]))  # fmt: skip
     x, y = _labelled(probe, examples, probe.classes)
     return calibrate(proba, true), fit_novelty(x, y, len(probe.classes), quantiles=distance_quantiles(distances))
 

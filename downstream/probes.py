@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -135,14 +135,14 @@ def _fit_mlp(x: FloatArray, y: IntArray, groups: IntArray, config: ProbeConfig) 
 
     sizes = np.bincount(y)
     weights = len(y) / (len(sizes) * sizes) if config.balanced else np.ones(len(sizes))
-    return fit_mlp(x, y, held_groups(groups, seed=config.seed), hidden=config.hidden, l2=config.l2, class_weights=weights, seed=config.seed)
+    return fit_mlp(x, y, held_cells([groups], seed=config.seed)[0], hidden=config.hidden, l2=config.l2, class_weights=weights, seed=config.seed)
 
 
-def held_groups(groups: IntArray, *, seed: int) -> BoolArray:
-    """Tell which cells, (n,), belong to the tenth of the groups, one at least, that is held out."""
-    names = np.unique(groups)
+def held_cells(groups: Sequence[IntArray], *, seed: int) -> list[BoolArray]:
+    """Tell which cells of each slice, (n,), belong to the tenth of the groups, one at least, that is held out."""
+    names = np.unique(np.concatenate(list(groups)))
     chosen = np.random.default_rng(seed).permutation(names)[: max(1, round(HELD_SHARE * len(names)))]
-    return np.isin(groups, chosen)
+    return [np.isin(of_slice, chosen) for of_slice in groups]
 
 
 _FIT = {"linear": _fit_linear, "mlp": _fit_mlp}

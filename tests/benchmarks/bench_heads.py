@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from report import take_turns, write_report
 
-from downstream.held_out import judge_by_held_out
+from downstream.held_out import folds_of_groups, judge_by_held_out
 from downstream.probes import ProbeConfig, fit_probe
 from stofm.fields import EMBEDDING_DIM
 
@@ -35,7 +35,7 @@ def fit_and_calibrate(kind: str, n: int) -> float:
     features, labels, blocks = slice_like(n, seed=0)
     config = ProbeConfig(kind=kind)  # type: ignore[arg-type]
     probe = fit_probe([(features, labels)], config, [blocks])
-    calibration, _ = judge_by_held_out(probe, [(features, labels)], [blocks], config, n_folds=3)
+    calibration, _ = judge_by_held_out(probe, [(features, labels)], [blocks], folds_of_groups([blocks], 3, seed=0), config)
     assert calibration is not None
     unseen, true, _ = slice_like(2000, seed=1)
     return float((probe.classes[probe.predict_proba(unseen).argmax(axis=1)] == true).mean())
