@@ -129,9 +129,9 @@ def evaluate(
         slices = [read_slice(spec) for spec in task.slices]
         _require_labels(slices, task.task)
         keys = [spec.model_dump_json(exclude={"labels"}) for spec in task.slices]
-        for one, key in zip(slices, keys, strict=True):
+        for one, spec, key in zip(slices, task.slices, keys, strict=True):
             if key not in embedded:
-                with track(f"{one.slice_id}: embedding"), located(f"slice {one.slice_id!r} ({one.source.get('path', one.slice_id)})"):
+                with track(f"{one.slice_id}: embedding"), located(f"slice {one.slice_id!r} ({spec.path})"):
                     embedded[key] = model_features(one, parts)
         peers = {str(name): peer_features(name, seed=config.seeds[0]) for name in config.peers}
         features = TaskFeatures(slices, [embedded[key] for key in keys], peers)
@@ -139,11 +139,11 @@ def evaluate(
             _run_task(task, features, config, [inputs[spec.path] for spec in task.slices], seen, results)
         results.write(out)
     receipt = {"weights_sha256": parts.embedder.model.weights_sha256, "vocabulary_sha256": parts.embedder.vocab.sha256}
-    write_json(out / "receipt.json", {**receipt, "inputs": inputs, "splits": results.splits, "seen": sorted(seen)})
+    write_json(out / "receipt.json", {**receipt, "inputs": inputs, "splits": results.splits, "seen": None if seen is None else sorted(seen)})
     return out / "table.md"
 
 
-def _run_task(task: TaskConfig, features: TaskFeatures, config: EvaluateConfig, inputs: list[str], seen: set[str], results: Results) -> None:
+def _run_task(task: TaskConfig, features: TaskFeatures, config: EvaluateConfig, inputs: list[str], seen: set[str] | None, results: Results) -> None:
     """Predict and score the held-out cells of every slice, by every kind of features, for every seed."""
     slices, out = features.slices, Path(config.out)
     true = [one.labels[task.task] for one in slices]
@@ -158,7 +158,8 @@ def _run_task(task: TaskConfig, features: TaskFeatures, config: EvaluateConfig, 
         for row, proba, cost, missing in _predictions(features, true, classes, folds, config.probe.model_copy(update={"seed": seed})):
             for number, one in enumerate(slices):
                 held = np.any([fold.roles[number] == HELD_OUT for fold in folds], axis=0)
-                about = {"task": task.name, "features": row, "slice": one.slice_id, "seed": seed, "seen_in_pretraining": one.slice_id in seen,
+                was_seen = "unknown" if seen is None else "yes" if one.slice_id in seen else "no"
+                about = {"task": task.name, "features": row, "slice": one.slice_id, "seed": seed, "seen_in_pretraining": was_seen,
                          "classes_without_training": "|".join(unseen[number]), "missing": missing}  # fmt: skip
                 if missing:
                     results.scores.append(about)
@@ -237,11 +238,12 @@ def _model_parts(config: EvaluateConfig) -> ModelParts:
     return ModelParts(embedder, start, no_start, without)
 
 
-def _require_unseen(config: EvaluateConfig, parts: ModelParts, inputs: dict[str, str]) -> set[str]:
-    """Return the names of the slices that the model was trained on; `ConfigError` unless `allow_seen` names them all."""
-    trained_on: set[str] = set()
-    for embedder in (parts.embedder, parts.without_virtual):
-        trained_on |= set() if embedder is None else set(embedder.model.meta.trained_on.get("inputs", {}).values())
+def _require_unseen(config: EvaluateConfig, parts: ModelParts, inputs: dict[str, str]) -> set[str] | None:
+    """Return the names of the slices that the model was trained on, None if it does not say; `ConfigError` unless `allow_seen` names them all."""
+    of_models = [one.model.meta.trained_on.get("inputs") for one in (parts.embedder, parts.without_virtual) if one is not None]
+    if None in of_models:
+        return None
+    trained_on = {sha256 for of_model in of_models for sha256 in of_model.values()}
     seen = {slice_name(spec) for task in config.tasks for spec in task.slices if inputs[spec.path] in trained_on}
     refused = sorted(seen) if config.allow_seen is False else sorted(seen - set(config.allow_seen)) if isinstance(config.allow_seen, list) else []
     if refused:
