@@ -119,7 +119,7 @@ def _require_model(embedder: Embedder | None, weights_sha256: str) -> Embedder:
 
 def _spec_of(table: AnnData, name: str) -> SliceSpec:
     """How the table was read when it was embedded."""
-    return SliceSpec(**{"slice_id": name, **json.loads(table.uns[UNS_STOFM]["slice"]), "path": f"{name}.h5ad"})
+    return SliceSpec(**{**json.loads(table.uns[UNS_STOFM]["slice"]), "path": f"{name}.h5ad"})
 
 
 def _sub_slices(table: AnnData, name: str, classes: IntArray, is_held: BoolArray, embedder: Embedder) -> Iterator[_Example]:
@@ -181,7 +181,7 @@ def _adapt(model: SE2Transformer, config: FinetuneConfig) -> list[nn.Parameter]:
     if config.depth == "lora":
         from peft import LoraConfig, inject_adapter_in_model
 
-        inject_adapter_in_model(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=LORA_TARGETS), model)
+        inject_adapter_in_model(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=LORA_TARGETS), model.layers)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

@@ -112,7 +112,7 @@ def test_a_prediction_says_label_set_probabilities_and_novelty(head):
 
 
 def test_abstaining_keeps_the_raw_prediction_beside(head):
-    table = embedded_table(6, spread=8.0)
+    table = embedded_table(6)
     found = predict_head(head, table, "slice_6", PredictConfig(min_confidence=0.9, max_novelty=0.99))
     confidence = table.obs["stofm_region_probability"].to_numpy()
     np.testing.assert_array_equal(found.labels == "", (confidence < 0.9) | (table.obs["stofm_region_novelty"] > 0.99))
