@@ -227,7 +227,7 @@ def _classes_without_training(true: list[StrArray], folds: list[Fold]) -> list[l
 def _model_parts(config: EvaluateConfig) -> ModelParts:
     embedder = load_embedder(Path(config.model))
     folder = Path(config.encoder_start) if config.encoder_start else Path(config.model).parent / ENCODER_START
-    start, no_start = None, f"no folder {folder}; runs keep their first encoder since version 0.2, others need `encoder_start`"
+    start, no_start = None, f"no folder {folder}; older runs kept none: name one with `encoder_start`"
     if config.encoder_start or folder.is_dir():
         start = CellEncoder.from_folder(folder).eval()
         if start.n_tokens != embedder.vocab.n_tokens:
