@@ -30,6 +30,8 @@ CountsLayer = Annotated[Optional[str], typer.Option(help="Layer with raw counts;
 SpeciesName = Annotated[str, typer.Option(help="auto, human or mouse.")]
 ModelAt = Annotated[Path, typer.Option(help="Model folder (the `model/` of a run), or its name on the Hugging Face hub.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
+Model = Annotated[Optional[Path], typer.Option(help="Model folder; fine-tuned heads need the one that embedded the slices.")]  # noqa: UP045
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -307,21 +309,31 @@ def _add_head_verbs(name: str, task: Literal["region", "cell_type"], doing: str,
         slices: Embedded,
         out: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
         label: Annotated[str, typer.Option(help="obs column with the true labels.")] = task,
-        kind: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "linear",
+        kind: Annotated[str, typer.Option(help="linear, mlp, knn, or finetune: layers of the model learn too.")] = "linear",
+        depth: Annotated[str, typer.Option(help="finetune: the last layer, all, or lora.")] = "last",
+        model: Model = None,
+        overwrite: Overwrite = False,
     ) -> None:
         from tools.heads import run_fit
 
-        run_fit(slices, out, task=task, label=label, kind=kind)
+        run_fit(slices, out, task=task, label=label, kind=kind, depth=depth, model=model, overwrite=overwrite)
 
     @verbs.command(help=f"Predict {classes}, with probabilities and a picture; scored where the slice has true labels.")
     def predict(
         slices: Embedded,
         head: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
         out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+        coverage: Annotated[float, typer.Option(help="Share of cells whose set of labels is to hold the true one.")] = 0.9,
+        min_confidence: Annotated[float, typer.Option(help="Cells whose label is less probable get none.")] = 0.0,
+        max_novelty: Annotated[float, typer.Option(help="Cells with a higher out-of-distribution score (0 to 1) get no label.")] = 1.0,
+        smooth: Annotated[int, typer.Option(help="Average over so many nearest cells; the raw prediction is kept beside.")] = 0,
+        model: Model = None,
+        overwrite: Overwrite = False,
     ) -> None:
         from tools.heads import run_predict
 
-        run_predict(slices, head, out, task=task)
+        options = {"coverage": coverage, "min_confidence": min_confidence, "max_novelty": max_novelty, "smooth_neighbors": smooth}
+        run_predict(slices, head, out, task=task, options=options, model=model, overwrite=overwrite)
 
 
 _add_head_verbs("segment", "region", "Region segmentation", "regions")
@@ -329,11 +341,11 @@ _add_head_verbs("annotate", "cell_type", "Cell type annotation", "cell types")
 
 
 @app.command()
-def evaluate(config: Config, overrides: Overrides = None) -> None:
-    """Compare the model with PCA baselines on held-out slices: a table, per-class scores, pictures."""
+def evaluate(config: Config, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Compare the model, its parts and plain baselines on held-out slices, donors or blocks: a table with intervals, per-class scores, pictures."""
     from tools.evaluate import run_evaluate
 
-    run_evaluate(config, overrides or [])
+    run_evaluate(config, overrides or [], overwrite=overwrite)
 
 
 def main() -> None:
