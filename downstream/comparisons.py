@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 from pydantic import Field
+from scipy.sparse import csr_matrix
 
 from corpus.readers import read_slice, read_table, slice_name
 from corpus.slice import FloatArray, Slice, SliceSpec, StrArray
@@ -203,8 +204,10 @@ def compare_imputation(task: ImputationTask, embedder: Embedder) -> Iterator[Row
     for hidden in groups:
         shown = np.setdiff1d(genes, hidden)
         true, known = (scaled_expression(one, hidden, shown) for one in measured)
-        for way, weights in ways_to_retrieve(query, reference, measured, shown, embedder, task.settings.n_neighbors).items():
-            scores.setdefault(way, []).append(score_genes(true, weights.weights @ known))
+        read = {"gene mean": csr_matrix(np.tile(known.mean(axis=0), (true.shape[0], 1)))}
+        found = ways_to_retrieve(query, reference, measured, shown, embedder, task.settings.n_neighbors)
+        for way, predicted in (read | {way: csr_matrix(one.weights @ known) for way, one in found.items()}).items():
+            scores.setdefault(way, []).append(score_genes(true, predicted))
     for way, folds in scores.items():
         mean = {name: float(np.nanmean(np.concatenate([fold[name] for fold in folds]))) for name in folds[0]}
         yield {"way": way, "slice": query.slice_id, "n_genes": len(genes), **mean}
@@ -219,10 +222,7 @@ def ways_to_retrieve(query: Slice, reference: Slice, measured: list[Profiles], s
     def by(features: Callable[[SliceEmbedding], FloatArray]) -> Retrieved:
         return retrieve(features(embedded[0]), features(embedded[1]), k)
 
-    n_query, n_reference = (one.counts.shape[0] for one in of_shown)
-    everyone = np.full((1, n_reference), 1 / n_reference, np.float32)
     return {
-        "gene mean": Retrieved(np.repeat(everyone, n_query, axis=0), np.full(n_query, np.nan)),
         f"kNN, {PCA}": retrieve(*pca, k),
         f"kNN, {CELL_ENCODER}": by(lambda one: one.cell_embeddings),
         f"kNN, {STOFM}": by(lambda one: one.cell_repr),

@@ -129,19 +129,11 @@ def _features(spots: Profiles, embed: EmbedSpots, kind: str, arrays: dict[str, F
 
 def _principal_axes(spots: Profiles) -> dict[str, FloatArray]:
     """Axes, (G, <= 50), and middle, (G,), of log expression; of sparse counts, so that panels of any width fit into memory."""
-    from scipy.sparse.linalg import LinearOperator, svds
+    from sklearn.decomposition import PCA
 
     logs = log_expression(spots.counts)
-    middle = np.asarray(logs.mean(axis=0), np.float32).ravel()
-    centred = LinearOperator(
-        logs.shape,
-        matvec=lambda v: logs @ v - middle @ v,
-        rmatvec=lambda v: logs.T @ v - middle * v.sum(),
-        dtype=np.float32,
-    )
-    n_components = min(N_COMPONENTS, min(logs.shape) - 1)
-    axes = svds(centred, n_components, v0=np.ones(min(logs.shape), np.float32))[2].T
-    return {"axes": np.ascontiguousarray(axes, np.float32), "middle": middle}
+    fitted = PCA(min(N_COMPONENTS, min(logs.shape) - 1), svd_solver="arpack", random_state=0).fit(logs)
+    return {"axes": np.ascontiguousarray(fitted.components_.T, np.float32), "middle": fitted.mean_.astype(np.float32)}
 
 
 def _fit_shares(x: FloatArray, y: FloatArray, config: DeconvolveConfig) -> dict[str, FloatArray]:

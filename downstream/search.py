@@ -37,7 +37,7 @@ KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivfpq")
 LARGEST_FLAT, LARGEST_HNSW = 50_000, 2_000_000  # vectors; HNSW needs all of them in memory while it is built
 CELLS_OF_PATCH = 100
 LINKS, BUILD_EFFORT = 32, 200  # of HNSW
-CODE_BYTES, TRAINING_PER_LIST, MOST_TRAINING = 64, 64, 1_000_000  # of IVF-PQ
+CODE_BYTES, TRAINING_PER_LIST, MOST_TRAINING, TRAINING_ROUNDS = 64, 64, 1_000_000, 10  # of IVF-PQ
 EFFORTS = (16, 32, 64, 128, 256, 512)  # efSearch or nprobe; the first that reaches the recall wanted is kept
 RERANKED = 10  # candidates per neighbour whose similarity is computed again from the vectors
 BLOCK = 1 << 16
@@ -204,7 +204,10 @@ def new_faiss_index(kind: Kind, n_vectors: int) -> Any:
         index = faiss.IndexHNSWSQ(EMBEDDING_DIM, faiss.ScalarQuantizer.QT_fp16, LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = BUILD_EFFORT
         return index
-    return faiss.index_factory(EMBEDDING_DIM, f"IVF{n_lists(n_vectors)},PQ{CODE_BYTES}", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(EMBEDDING_DIM, f"IVF{n_lists(n_vectors)},PQ{CODE_BYTES}", faiss.METRIC_INNER_PRODUCT)
+    for clustering in (index.cp, index.pq.cp):
+        clustering.niter, clustering.min_points_per_centroid = TRAINING_ROUNDS, 1  # recall is measured, so that faiss need not warn
+    return index
 
 
 def open_index(folder: Path) -> SearchIndex:

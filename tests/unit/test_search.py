@@ -9,18 +9,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downstream.search import CELLS, KINDS, VECTORS, Embedded, IndexConfig, SearchIndex, build_index, exact_search, kind_for, open_index, recall_at
-from downstream.search import require_index_of
+from downstream.search import (
+    CELLS,
+    KINDS,
+    VECTORS,
+    Embedded,
+    IndexConfig,
+    SearchIndex,
+    build_index,
+    exact_search,
+    kind_for,
+    open_index,
+    recall_at,
+    require_index_of,
+)
 from downstream.search_plan import plan_index
 from stofm.errors import ConfigError, DataError, FormatError
 
-N_EACH = 700
+N_EACH = 300
 
 
 def embedded_slice(number: int) -> Embedded:
     """A slice of its own kind of cells, on a grid; its cell 5 was not embedded and its cell 9 has no place."""
     rng = np.random.default_rng(number)
-    cell_repr = (rng.normal(size=(N_EACH, 8)) @ np.random.default_rng(99).normal(size=(8, 256)) + 3 * number + rng.normal(size=(N_EACH, 256))).astype(np.float32)
+    cell_repr = (rng.normal(size=(N_EACH, 8)) @ np.random.default_rng(99).normal(size=(8, 256)) + 3 * number + rng.normal(size=(N_EACH, 256))).astype(
+        np.float32
+    )
     cell_repr[5] = np.nan
     coords = np.stack(np.divmod(np.arange(N_EACH), 30), axis=1) * 10.0
     coords[9] = np.nan
@@ -30,8 +44,11 @@ def embedded_slice(number: int) -> Embedded:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     out = tmp_path_factory.mktemp("indexes")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("downstream.search.TRAINING_ROUNDS", 2)
     for kind in KINDS:
         build_index(out / kind, [partial(embedded_slice, number) for number in range(3)], "a" * 64, IndexConfig(kind=kind))
+    monkeypatch.undo()
     return {kind: out / kind for kind in KINDS}
 
 
@@ -52,7 +69,7 @@ def test_exact_search_is_what_numpy_finds() -> None:
 
 def test_an_embedded_cell_finds_itself_in_its_slice_and_row(index: SearchIndex) -> None:
     for number in range(3):
-        rows = np.array([0, 4, 6, 650])
+        rows = np.array([0, 4, 6, 250])
         found, similarity = index.nearest_cells(embedded_slice(number).cell_repr[rows], 3)
         slices, at = index.place(found[:, 0])
         assert slices.tolist() == [number] * 4
@@ -82,17 +99,14 @@ def test_cells_not_embedded_are_in_no_index(index: SearchIndex) -> None:
 
 
 def test_a_region_finds_its_own_tissue(index: SearchIndex) -> None:
-    """The 100 cells of one end of a slice, moved apart from all others."""
     patch = int(np.flatnonzero(index.patches["slices"] == 2)[0])
-    vectors = index.vectors.astype(np.float32)
-    of_slice = vectors[2 * (N_EACH - 1) :]
     near = np.linalg.norm(np.delete(embedded_slice(2).coords_um, 5, axis=0) - index.patches["centres_um"][patch], axis=1)
     rows = np.argsort(np.nan_to_num(near, nan=np.inf))[: index.patches["sizes"][patch]]
     raw = np.delete(embedded_slice(2).cell_repr, 5, axis=0)[rows]
     found, similarity = index.nearest_patches(raw, 3)
     assert index.patches["slices"][found[0]] == 2
     assert similarity[0] > 0.8
-    assert len(of_slice) == N_EACH - 1
+    assert (np.diff(similarity) <= 0).all()
 
 
 def test_two_builds_give_the_same_files(folders: dict[str, Path], tmp_path: Path) -> None:
