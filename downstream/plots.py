@@ -19,7 +19,7 @@ MISSING = "#D9D9D9"
 PANEL_INCHES, PANELS_PER_ROW = 4.0, 3
 
 
-def plot_tissue(coords_um: FloatArray, panels: Mapping[str, StrArray], path: Path) -> None:
+def plot_tissue(coords_um: FloatArray, panels: Mapping[str, StrArray], path: Path, *, classes: Sequence[str] | None = None) -> None:
     """Draw the cells of a slice once per panel, coloured by label; "" is grey.
 
     Parameters
@@ -28,11 +28,13 @@ def plot_tissue(coords_um: FloatArray, panels: Mapping[str, StrArray], path: Pat
     panels : {title: (n_cells,) str}
     path : Path
         PNG, PDF or SVG, by its suffix.
+    classes : list of str
+        All labels, in the order of the palette, so that several pictures share it; default: those that occur.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    classes = sorted(set(np.concatenate(list(panels.values())).tolist()) - {""})
+    classes = classes or sorted(set(np.concatenate(list(panels.values())).tolist()) - {""})
     colours = dict(zip(classes, _palette(len(classes)), strict=True)) | {"": MISSING}
     width, height = np.maximum(np.ptp(coords_um, axis=0), 1e-9)
     n_columns = min(len(panels), PANELS_PER_ROW)

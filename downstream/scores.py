@@ -65,3 +65,11 @@ def score_labels(true: StrArray, predicted: StrArray, confidence: FloatArray | N
         ece=ece,
         per_class=per_class,
     )
+
+
+def pearson_of_columns(true: FloatArray, predicted: FloatArray) -> FloatArray:
+    """Pearson correlation of each column, (C,): 0 where the prediction is constant, NaN where the truth is."""
+    a, b = true - true.mean(axis=0), predicted - predicted.mean(axis=0)
+    spread = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
+    product = np.where(spread[1] > 1e-9, spread[0] * np.maximum(spread[1], 1e-12), np.inf)
+    return np.where(spread[0] > 1e-9, (a * b).sum(axis=0) / product, np.nan)

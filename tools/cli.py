@@ -13,6 +13,7 @@ import typer
 
 import stofm
 from stofm.errors import StofmError
+from tools.task_verbs import add_task_verbs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -338,6 +339,7 @@ def _add_head_verbs(name: str, task: Literal["region", "cell_type"], doing: str,
 
 _add_head_verbs("segment", "region", "Region segmentation", "regions")
 _add_head_verbs("annotate", "cell_type", "Cell type annotation", "cell types")
+add_task_verbs(app)
 
 
 @app.command()

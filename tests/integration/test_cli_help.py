@@ -46,6 +46,16 @@ VERBS = {
     "annotate fit": "--label",
     "annotate predict": "--head",
     "evaluate": "key=value",
+    "cluster": "--n-clusters",
+    "deconvolve": "predict",
+    "deconvolve fit": "--panel",
+    "deconvolve predict": "--truth",
+    "impute": "--reference",
+    "index": "query",
+    "index build": "--recall",
+    "index query": "--region",
+    "index plan": "--vectors",
+    "compare": "key=value",
 }
 
 
