@@ -41,6 +41,7 @@ VERBS = {
     "annotate fit": "--label",
     "annotate predict": "--head",
     "evaluate": "key=value",
+    "report": "--gene",
 }
 
 

@@ -105,8 +105,9 @@ def calibration_chart(title: str, bins: pd.DataFrame, error: float) -> Chart:
 
     figure = go.Figure(layout=_layout("confidence", "share that is right"))
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="as it should be", line={"color": "#888888", "dash": "dash"})
-    figure.add_scatter(x=bins["confidence"], y=bins["accuracy"], customdata=bins["n_cells"], mode="lines+markers", name="predictions",
-                       line={"color": _ink(0)}, hovertemplate="confidence %{x:.2f}, right %{y:.2f}, %{customdata:,} cells<extra></extra>")  # fmt: skip
+    figure.add_scatter(x=bins["confidence"], y=bins["accuracy"], customdata=bins["n_cells"], mode="lines+markers",
+                       name="predictions", line={"color": _ink(0)},
+                       hovertemplate="confidence %{x:.2f}, right %{y:.2f}, %{customdata:,} cells<extra></extra>")  # fmt: skip
     figure.update_xaxes(range=[0, 1.02])
     figure.update_yaxes(range=[0, 1.02])
     text = f"Confidence and accuracy differ by {error:.3f} on average (expected calibration error); below the line is too sure."
@@ -157,13 +158,9 @@ def _text(value: Any, digits: int) -> str:
         return f"{value:,}"
     if isinstance(value, (float, np.floating)):
         value = float(value)
-        return (
-            f"{value:,.0f}"
-            if abs(value) >= 1e5
-            else f"{value:.{digits}g}"
-            if abs(value) < 1e-3 and value
-            else f"{value:,.{digits}f}".rstrip("0").rstrip(".")
-        )
+        if value and abs(value) < 1e-3:
+            return f"{value:.{digits}g}"
+        return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:,.{digits}f}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(inner, digits)}" for name, inner in value.items())
     if isinstance(value, (list, tuple, np.ndarray)):
