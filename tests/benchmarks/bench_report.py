@@ -57,9 +57,8 @@ def annotated(path: Path, size: Size) -> Path:
     obs["stofm_status"] = pd.Categorical(np.full(n, "embedded"))
     genes = np.tile(rng.permutation(size.n_genes)[: size.n_expressed], n)
     indptr = np.arange(0, n * size.n_expressed + 1, size.n_expressed)
-    counts = csr_matrix((1 + rng.geometric(0.5, len(genes)).astype(np.float32), (genes + np.repeat(rng.integers(0, size.n_genes, n), size.n_expressed))
-                         % size.n_genes, indptr), shape=(n, size.n_genes))  # fmt: skip
-    counts.sum_duplicates()
+    genes = (genes + np.repeat(rng.integers(0, size.n_genes, n), size.n_expressed)) % size.n_genes
+    counts = csr_matrix((rng.geometric(0.5, len(genes)).astype(np.float32), genes, indptr), shape=(n, size.n_genes))
     receipt = {"weights_sha256": "ab" * 32, "slice": "{}", "um_per_unit": 1.0, "genes_audit": {"n_genes": size.n_genes}}
     table = anndata.AnnData(
         counts, obs=pd.DataFrame(obs, index=np.arange(n).astype(str)), var=pd.DataFrame(index=[f"GENE{number}" for number in range(size.n_genes)]),

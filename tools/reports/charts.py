@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,9 @@ def curves_chart(title: str, text: str, curves: Mapping[str, pd.Series], *, x_ti
         curve = thinned(curve)
         mode = "lines+markers" if markers or len(curve) < 12 else "lines"
         line = {"color": _ink(number), "dash": DASHES[number // 7 % len(DASHES)], "width": 1.8}
-        figure.add_scatter(x=curve.index.to_numpy(), y=curve.to_numpy(), name=name, mode=mode, line=line, marker={"symbol": number % 8, "size": 7})
+        figure.add_scatter(
+            x=curve.index.to_numpy(), y=curve.to_numpy(), name=html.escape(name), mode=mode, line=line, marker={"symbol": number % 8, "size": 7}
+        )
     figure.update_layout(showlegend=len(curves) > 1)
     ends = pd.DataFrame({name: {"first": curve.iloc[0], "least": curve.min(), "largest": curve.max(), "last": curve.iloc[-1]}
                          for name, curve in curves.items() if len(curve)}).T  # fmt: skip
@@ -81,7 +84,7 @@ def shares_chart(title: str, text: str, shares: pd.DataFrame) -> Chart:
     figure = go.Figure(layout=_layout("share of cells", ""))
     for colour, column in zip(label_colours(shares.shape[1]), shares.columns, strict=True):
         marker = {"color": colour, "line": {"color": "#888", "width": 0.5}}
-        figure.add_bar(y=shares.index.astype(str), x=shares[column], name=str(column), orientation="h", marker=marker)
+        figure.add_bar(y=_escaped(shares.index), x=shares[column], name=html.escape(str(column)), orientation="h", marker=marker)
     figure.update_layout(barmode="stack", height=160 + 34 * len(shares))
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_xaxes(range=[0, 1], tickformat=".0%")
@@ -93,7 +96,7 @@ def bars_chart(title: str, text: str, values: pd.Series, *, x_title: str) -> Cha
     import plotly.graph_objects as go
 
     figure = go.Figure(layout=_layout(x_title, ""))
-    figure.add_bar(y=values.index.astype(str), x=values.to_numpy(), orientation="h", marker={"color": _ink(0)})
+    figure.add_bar(y=_escaped(values.index), x=values.to_numpy(), orientation="h", marker={"color": _ink(0)})
     figure.update_layout(height=140 + 24 * len(values))
     figure.update_yaxes(autorange="reversed", type="category")
     return Chart(title, text, str(figure.to_json()), table_of(values.to_frame(x_title), f"{title}: numbers"))
@@ -120,10 +123,12 @@ def differences_chart(title: str, text: str, rows: pd.DataFrame) -> Chart:
 
     figure = go.Figure(layout=_layout("difference", ""))
     names = list(dict.fromkeys(rows["name"]))
-    figure.add_scatter(x=rows["difference"], y=rows["name"], text=rows["slice"], mode="markers", name="a slice", marker={"color": _ink(4), "size": 9},
-                       hovertemplate="%{text}: %{x:+.3f}<extra></extra>")  # fmt: skip
+    figure.add_scatter(x=rows["difference"], y=_escaped(rows["name"]), text=_escaped(rows["slice"]), mode="markers", name="a slice",
+                       marker={"color": _ink(4), "size": 9}, hovertemplate="%{text}: %{x:+.3f}<extra></extra>")  # fmt: skip
     means = rows.groupby("name", sort=False)["difference"].mean()
-    figure.add_scatter(x=means.to_numpy(), y=means.index, mode="markers", name="mean", marker={"color": _ink(5), "symbol": "diamond", "size": 12})
+    figure.add_scatter(
+        x=means.to_numpy(), y=_escaped(means.index), mode="markers", name="mean", marker={"color": _ink(5), "symbol": "diamond", "size": 12}
+    )
     figure.update_layout(height=160 + 30 * len(names))
     figure.update_yaxes(autorange="reversed", type="category")
     return Chart(title, text, str(figure.to_json()), table_of(rows.set_index("name"), f"{title}: numbers"))
@@ -139,9 +144,14 @@ def thinned(curve: pd.Series) -> pd.Series:
 
 
 def _layout(x_title: str, y_title: str) -> dict[str, Any]:
-    margin = {"l": 50, "r": 10, "t": 10, "b": 45}
-    legend = {"orientation": "h", "y": -0.25, "yanchor": "top"}
+    margin = {"l": 50, "r": 10, "t": 50, "b": 45}
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
     return {"height": 340, "margin": margin, "legend": legend, "xaxis": {"title": {"text": x_title}}, "yaxis": {"title": {"text": y_title}}}
+
+
+def _escaped(names: Iterable[object]) -> list[str]:
+    """Names as plotly shows them letter by letter; it reads tags."""
+    return [html.escape(str(name)) for name in names]
 
 
 def _ink(number: int) -> str:

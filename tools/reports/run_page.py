@@ -65,8 +65,7 @@ def measures_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, pd.Se
 
 
 def _chart(stage: str, name: str, curves: Mapping[str, pd.Series]) -> Chart:
-    word = _word(name)
-    return curves_chart(word.capitalize(), f"{stage} stage.", curves, x_title="step", y_title="" if len(curves) > 1 else word)
+    return curves_chart(_word(name).capitalize(), f"{stage} stage.", curves, x_title="step")
 
 
 def _word(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from stofm.fields import UNS_STOFM
 from tools.reports.charts import Chart, Table, calibration_chart, facts_table, shares_chart, table_of
 from tools.reports.page import Picture, Section, TissueData, write_page
 from tools.reports.points import NODE_SIZE, Column, kd_order, pack, quantise
-from tools.reports.slice_columns import PREDICTED, TASKS, Labels, columns_of, labels_of
+from tools.reports.slice_columns import TASKS, Labels, columns_of, labels_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Track = Callable[[str], AbstractContextManager[None]]
 UMAP_CELLS = 10_000
 MOST_CELLS_BESIDE = 300_000  # larger slices open with one map, and a second on request
+LONGEST_ARRAY = 32  # of a receipt that is printed
 MOST_SHUFFLES, SHUFFLED_CELLS = 200, 20_000_000  # of the enrichment: as many shufflings as these cells allow
 
 
@@ -66,7 +67,8 @@ def slice_report(path: Path, out: Path, *, genes: Sequence[str], track: Track) -
     facts = {"cells": f"{table.n_obs:,}", "embedded": f"{int((status == 'embedded').sum()):,}", "genes": f"{table.n_vars:,}",
              "tissue": " x ".join(f"{side / 1000:.3g}" for side in np.ptp(coords_um[is_placed], axis=0)) + " mm",
              "model": str(receipt["weights_sha256"])[:12]}  # fmt: skip
-    facts |= {name.replace("_", " "): f"{float(receipt[name]):.3f}" for name in receipt if "seam" in name and np.ndim(receipt[name]) == 0}
+    scores = [float(score) for score in _found(receipt, "seam_score")]
+    facts |= {"seam score": f"{np.mean(scores):.3f}"} if scores else {}
     lead = f"Every point is a cell of {path.name}, at its place in the tissue. Choose what it is coloured by; below, the same in numbers."
     return write_page(out, kind="slice", title=path.stem, lead=lead, facts=facts, sections=sections, tissue=tissue)
 
@@ -140,7 +142,8 @@ def _umap_section(features: FloatArray, columns: Sequence[Column]) -> Section:
     if int(np.isfinite(features).all(axis=1).sum()) < 20:
         return Section("")
     rows, places = umap_places(features, n_cells=UMAP_CELLS)
-    shown = [column for column in columns if column.levels and (column.name in TASKS or column.group == PREDICTED or column.name == "cluster:stofm")]
+    asked = {*TASKS, *(f"stofm_{task}" for task in TASKS), "cluster:stofm"}
+    shown = [column for column in columns if column.name in asked]
     pictures = []
     for column in shown:
         names = np.array(["", *(column.levels or [])])
@@ -171,11 +174,22 @@ def _receipt_section(table: AnnData) -> Section:
     return Section("Receipt", "What made the embedding and the predictions, as the file carries it.", code=json.dumps(parts, indent=1, default=str))
 
 
+def _found(value: Mapping[str, Any], name: str) -> Iterator[Any]:
+    """Yield what stands under a name anywhere in a receipt: sections of a file have their own."""
+    for key, inner in value.items():
+        if key == name:
+            yield inner
+        elif isinstance(inner, Mapping):
+            yield from _found(inner, name)
+
+
 def _plain(value: Any) -> Any:
-    """A value of `uns` as JSON has it; settings stored as JSON are opened."""
+    """A value of `uns` as JSON has it; settings stored as JSON are opened, long arrays named by their shape."""
     if isinstance(value, Mapping):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, np.ndarray):
+        if value.size > LONGEST_ARRAY:
+            return f"{value.dtype} array of shape {value.shape}"
         return [_plain(one) for one in value.tolist()]
     if isinstance(value, str) and value[:1] == "{":
         try:

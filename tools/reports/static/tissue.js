@@ -166,11 +166,10 @@ class TissuePage {
     this.other.addEventListener("change", () => this.compare());
     $("#point-size", this.root).addEventListener("input", event => {
       this.pointScale = 2 ** event.target.value;
-      for (const map of this.maps) map.plot.set({ pointSize: map.pointSize() });
+      this.sizePoints();
     });
     $("#reset", this.root).addEventListener("click", () => this.maps.forEach(map => map.reset()));
     $("#show-all", this.root).addEventListener("click", () => { this.cells.hidden.clear(); this.legend(); this.filter(); });
-    $("#gene", this.root)?.addEventListener("change", event => this.choose(event.target.value));
     document.addEventListener("themechange", () => this.retheme());
     await this.recolour();
     if (this.other.value) await this.compare();
@@ -178,11 +177,7 @@ class TissuePage {
     for (const name of this.cells.meta.hover) this.cells.codes(name);  // read while nobody waits
   }
 
-  choose(name) {
-    if (!this.cells.columns.has(name)) return;
-    this.pick.value = name;
-    this.recolour();
-  }
+  sizePoints() { for (const map of this.maps) if (!map.frame.hidden) map.plot.set({ pointSize: map.pointSize() }); }
 
   async recolour() { await this.maps[0].colour(this.pick.value); this.legend(); }
 
@@ -191,13 +186,13 @@ class TissuePage {
     frame.hidden = !name;
     this.root.classList.toggle("two", Boolean(name));
     await new Promise(requestAnimationFrame);
-    if (!name) return this.maps[0].reset();
-    if (this.maps.length < 2) {
+    if (name && this.maps.length < 2) {
       this.maps.push(new TissueMap(this.cells, frame, this));
       const rows = await this.cells.shown();
       await this.maps[1].colour(name);
       await this.maps[1].filter(rows);
-    } else await this.maps[1].colour(name);
+    } else if (name) await this.maps[1].colour(name);
+    this.sizePoints();
     await this.maps[0].reset();
     this.legend();
   }
@@ -218,10 +213,12 @@ class TissuePage {
   }
 
   async point(map, row) {
-    this.tip.hidden = row === null;
-    if (row === null) return;
+    this.pointed = row;
+    if (row === null) { this.tip.hidden = true; return; }
     const names = [...new Set([...this.maps.map(one => one.name), ...this.cells.meta.hover])];
     const facts = await Promise.all(names.map(async name => [this.cells.columns.get(name).title, this.cells.text(name, (await this.cells.codes(name))[row])]));
+    if (this.pointed !== row) return;  // the pointer went on meanwhile
+    this.tip.hidden = false;
     const list = document.createElement("dl");
     for (const [title, value] of facts) {
       list.append(Object.assign(document.createElement("dt"), { textContent: title }), Object.assign(document.createElement("dd"), { textContent: value }));
