@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,10 @@ def neighbor_enrichment(coords_um: FloatArray, labels: StrArray, *, n_perms: int
     (C, C) DataFrame; NaN where shuffling never changes the number of a pair
     """
     import anndata
-    from squidpy.gr import nhood_enrichment, spatial_neighbors_knn
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of docrep, on squidpy's docstrings
+        from squidpy.gr import nhood_enrichment, spatial_neighbors_knn
 
     is_known = labels != ""
     obs = pd.DataFrame({"label": pd.Categorical(labels[is_known])}, index=np.arange(int(is_known.sum())).astype(str))
@@ -108,8 +112,10 @@ def umap_places(features: FloatArray, *, n_cells: int, seed: int = 0) -> tuple[n
     if len(rows) > n_cells:
         rows = np.sort(np.random.default_rng(seed).choice(rows, n_cells, replace=False))
     table = anndata.AnnData(obsm={"X": np.asarray(features[rows], np.float32)}, shape=(len(rows), 0))
-    scanpy.pp.neighbors(table, n_neighbors=min(15, len(rows) - 1), use_rep="X", random_state=seed)
-    scanpy.tl.umap(table, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a seed means one thread
+        scanpy.pp.neighbors(table, n_neighbors=min(15, len(rows) - 1), use_rep="X", random_state=seed)
+        scanpy.tl.umap(table, random_state=seed)
     return rows, np.asarray(table.obsm["X_umap"], np.float32)
 
 

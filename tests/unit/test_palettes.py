@@ -28,20 +28,19 @@ def lab(colours: list[str], eye: np.ndarray) -> np.ndarray:
     return np.column_stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])])
 
 
-@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("eye", EYES)
 @pytest.mark.parametrize("n_classes", [3, 8, 15])
-def test_colours_are_told_apart_by_every_eye(n_classes, eye, is_dark):
-    places = lab(label_colours(n_classes, is_dark=is_dark), EYES[eye])
+def test_colours_are_told_apart_by_every_eye(n_classes, eye):
+    places = lab(label_colours(n_classes), EYES[eye])
     distances = np.linalg.norm(places[:, None] - places[None], axis=-1)[np.triu_indices(n_classes, 1)]
-    assert distances.min() > 2 * JUST_SEEN
+    assert distances.min() > 6 * JUST_SEEN
 
 
 @pytest.mark.parametrize("n_classes", [3, 8, 15, 40])
-def test_no_colour_vanishes_on_its_page(n_classes):
-    light, dark = (lab(label_colours(n_classes, is_dark=is_dark), EYES["all cones"])[:, 0] for is_dark in (False, True))
-    assert light.max() < 97
-    assert dark.min() > 20
+def test_no_colour_vanishes_on_a_light_or_a_dark_page(n_classes):
+    lightness = lab(label_colours(n_classes), EYES["all cones"])[:, 0]
+    assert lightness.max() < 95
+    assert lightness.min() > 20
 
 
 def test_every_class_has_a_colour_of_its_own():

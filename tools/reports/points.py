@@ -51,7 +51,7 @@ class Column:
         if self.levels is None:
             return meta | {"low": self.low, "step": self.step, "is_exact": self.is_exact, "is_clipped": self.is_clipped}
         counts = np.bincount(self.codes, minlength=self.n_levels + 1).tolist()
-        return meta | {"counts": counts, "light": label_colours(self.n_levels), "dark": label_colours(self.n_levels, is_dark=True)}
+        return meta | {"counts": counts, "colours": label_colours(self.n_levels)}
 
 
 def kd_order(x: FloatArray, y: FloatArray, *, node_size: int = NODE_SIZE) -> IntArray:

@@ -45,7 +45,7 @@ class Cells {
   colours(name, isDark) {
     const column = this.columns.get(name), ramp = this.meta.ramp;
     const last = Math.max(1, column.n_levels - 1);
-    const levels = column.levels ? (isDark ? column.dark : column.light)
+    const levels = column.levels ? column.colours
       : Array.from({ length: column.n_levels }, (_, level) => ramp[Math.round(level / last * (ramp.length - 1))]);
     return [isDark ? MISSING_DARK : MISSING, ...levels];
   }
