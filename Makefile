@@ -71,7 +71,7 @@ wheel: $(STAMP)
 	$(PIP) wheel --no-deps -w dist .
 
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf dist site screenshots .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
