@@ -350,6 +350,18 @@ def evaluate(config: Config, overrides: Overrides = None, overwrite: Overwrite =
     run_evaluate(config, overrides or [], overwrite=overwrite)
 
 
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="An embedded slice (.h5ad), or the folder of a corpus, a run or an evaluation.", show_default=False)],
+    out: Annotated[Optional[Path], typer.Option(help="File to write; default: <name>_report.html.")] = None,  # noqa: UP045
+    gene: Annotated[Optional[list[str]], typer.Option(help="Slice: a gene to colour by, beside those that vary most; may be repeated.")] = None,  # noqa: UP045
+) -> None:
+    """Write a page to look at: a slice to explore, or the tables and curves of a corpus, a run or an evaluation; one file, no network."""
+    from tools.report import run_report
+
+    run_report(path, out, genes=gene or [])
+
+
 def main() -> None:
     """Run the command line: bad input ends in one line and exit code 2; `--debug` shows where it was raised."""
     from tools.console import is_main_process, quiet_libraries, show_error

@@ -19,6 +19,7 @@ from tools.build import build_and_report
 from tools.console import say, tracking
 from tools.embed import run_embed
 from tools.heads import run_fit, run_predict
+from tools.report import run_report
 from tools.specs import slice_specs
 from tools.train import train_and_report
 
@@ -59,6 +60,8 @@ def run_demo(out: Path, *, seed: int) -> None:
     say(f"regions of the unseen slice:    {out}/predicted_region/{unseen[0].stem}_region.png")
     say(f"cell types of the unseen slice: {out}/predicted_cell_type/{unseen[0].stem}_cell_type.png")
     say(f"loss curves: {out}/run/losses.png      model: {model}      table: {out}/evaluation/table.md")
+    run_report(out / "predicted_region" / unseen[0].name, out / "slice_report.html", genes=[])
+    run_report(out / "run", out / "run_report.html", genes=[])
 
 
 def corpus_config(out: Path, slices: list[Path]) -> CorpusConfig:

@@ -56,6 +56,7 @@ VERBS = {
     "index query": "--region",
     "index plan": "--vectors",
     "compare": "key=value",
+    "report": "--gene",
 }
 
 
