@@ -71,7 +71,7 @@ class RowBlocks(_AllLayers):
         self.n_columns = bias.is_padding.shape[1]
         self.key, order = (row * self.n_columns + column).sort()
         self.row, self.column = row[order], column[order]
-        self.value = bias.values()[order].T.contiguous()  # (H, M)
+        self.value = bias.values().T.contiguous().index_select(1, order)  # (H, M); in this order of steps, for columns are slow to gather
         self.starts = torch.searchsorted(self.key, torch.arange(bias.bounds[-1] + 1, device=row.device) * self.n_columns).tolist()  # of every row
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
@@ -81,6 +81,7 @@ class RowBlocks(_AllLayers):
         q, k = self.add(q.to(dtype), k.to(dtype))
         values = v.to(dtype).transpose(0, 1).contiguous()  # (H, T, D/H)
         mixed = torch.empty_like(values)
+        constants = self.bias.apart.tolist()
         for start, stop in zip(self.bias.bounds, self.bias.bounds[1:], strict=False):
             n = stop - start
             n_rows = min(n, max(LEAST_ROWS, BLOCK // max(n, 1)))
@@ -91,10 +92,10 @@ class RowBlocks(_AllLayers):
                 place, entries = self._entries(rows, n)
                 for head in range(0, len(values), n_heads):
                     heads = slice(head, head + n_heads)
-                    apart = self.bias.apart[heads, None]
-                    scores = room[: len(apart) * n * (rows.stop - first)].view(len(apart), -1)
-                    scores.copy_(apart.expand_as(scores)).index_copy_(1, place, self.value[heads, entries])
-                    scores = scores.view(len(apart), -1, n).baddbmm_(q[heads, rows], k[heads, start:stop].mT)
+                    scores = room[: len(constants[heads]) * n * (rows.stop - first)].view(len(constants[heads]), -1)
+                    for one, apart, of_place in zip(scores, constants[heads], self.value[heads, entries], strict=True):
+                        one.fill_(apart).scatter_(0, place, of_place)  # one head at a time: several times as fast as all together
+                    scores = scores.view(len(scores), -1, n).baddbmm_(q[heads, rows], k[heads, start:stop].mT)
                     weights = torch.softmax(scores, -1, out=scores)
                     weights = F.dropout(weights, dropout, inplace=True) if dropout else weights
                     torch.bmm(weights, values[heads, start:stop], out=mixed[heads, rows])
