@@ -23,8 +23,9 @@ from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import embed_cells
 from stofm.checkpoint import Model, load_model
 from stofm.config import load_config
+from stofm.distance_bias import DistanceBias
 from stofm.durable import replacing
-from stofm.errors import CheckpointError, DataError, located
+from stofm.errors import CheckpointError, ConfigError, DataError, located
 from stofm.fields import EMBEDDING_DIM, STOFM_STATUS, UNS_STOFM, X_STOFM, X_STOFM_CELL
 from stofm.geometry import Pairs
 from stofm.published_batch import PublishedSubSlice, collate_published
@@ -38,12 +39,16 @@ SUB_SLICES_PER_BATCH = 2
 
 @dataclass(frozen=True, eq=False)
 class Embedder:
-    """A model with all that it needs to read a slice as it was trained to: vocabulary, gene tables and scale settings."""
+    """A model with all that it needs to read a slice as it was trained to: vocabulary, gene tables and scale settings.
+
+    `bias_error` is the largest error of its pair bias as measured: that of a table, or 0 where every bias is computed.
+    """
 
     model: Model
     vocab: GeneVocab
     tables: GeneTables
     scales: ScaleConfig
+    bias_error: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +69,11 @@ class SliceEmbedding:
     is_embedded: np.ndarray
 
 
-def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
-    """Load a model folder onto `device`, by default a GPU where there is one; raises as `load_model`."""
+def load_embedder(folder: Path, *, device: str | None = None, exact: bool = False) -> Embedder:
+    """Load a model folder onto `device`, by default a GPU where there is one; raises as `load_model`.
+
+    The pair bias is read from a table made here, unless `exact` is asked for or no table comes as near as `stofm.distance_bias.TABLE_ERROR`.
+    """
     model = load_model(folder)
     vocab = read_gene_vocab(folder / "gene_vocab.csv")
     if vocab.n_tokens != model.cell_encoder.n_tokens:
@@ -80,7 +88,16 @@ def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for module in (model.cell_encoder, model.se2_transformer):
         module.to(target)
-    return Embedder(model, vocab, gene_tables_of_model(folder), scales)
+    bias_error = 0.0 if exact else tabulate(model.se2_transformer.pair_bias)
+    return Embedder(model, vocab, gene_tables_of_model(folder), scales, bias_error)
+
+
+def tabulate(pair_bias: DistanceBias) -> float:
+    """Make the table of a pair bias and return its error; 0 where none comes near enough, and every bias is computed."""
+    try:
+        return pair_bias.tabulate()
+    except ConfigError:
+        return 0.0
 
 
 def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embeddings: bool = False) -> AnnData:
@@ -116,6 +133,7 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embe
         "gene_tables": embedder.tables.release,
         "scales": embedder.scales.model_dump_json(),
         "slice": spec.model_dump_json(exclude={"path"}),
+        "pair_bias_error": embedder.bias_error,
         "um_per_unit": st_slice.source["um_per_unit"],
         "n_embedded": int((status == EMBEDDED).sum()),
         "stofm_version": stofm.__version__,

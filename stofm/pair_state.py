@@ -1,4 +1,4 @@
-"""The pair state in three forms that compute the same: what distances add to attention, plus the scores of all layers so far.
+"""The pair state in four forms that compute the same: what distances add to attention, plus the scores of all layers so far.
 
 Forms differ in what they keep of ``S_l = S_{l-1} + q_l k_l^T``, where ``S_0`` is the pair bias and a layer attends by ``softmax(S_l) v_l``
 (SToFM, after Uni-Mol):
@@ -6,6 +6,7 @@ Forms differ in what they keep of ``S_l = S_{l-1} + q_l k_l^T``, where ``S_0`` i
 - `RowBlocks` uses ``S_l = S_0 + [q_1 .. q_l] [k_1 .. k_l]^T`` and makes a few rows of it at a time: nothing is ever N x N. Inference on CPUs.
 - `Concatenated` hands the same sum to scaled-dot-product attention, with a dense ``S_0``. GPUs.
 - `InPlace` (`stofm.in_place`) adds every layer to one array: the least arithmetic. Training on CPUs.
+- `Fused` (`stofm.fused`) starts from coordinates instead of pairs, and looks ``S_0`` up inside the attention kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from stofm.in_place import BLOCK, InPlace
 from stofm.sparse_bias import SparseBias
 
-Form = Literal["rows", "concatenated", "in_place"]
+Form = Literal["rows", "concatenated", "in_place", "fused"]
 LEAST_ROWS = 128  # of a block; products of fewer rows are slow
 
 
@@ -35,7 +36,7 @@ class PairState(Protocol):
 
 def pair_state(bias: SparseBias, form: Form | None = None) -> PairState:
     """Start from the pair bias, by default in the form that suits the device and the wish for gradients."""
-    if form is None:
+    if form is None:  # `fused` is to be asked for until it was tried on a GPU
         form = "concatenated" if bias.apart.is_cuda else "in_place" if torch.is_grad_enabled() else "rows"
     forms: dict[Form, type[PairState]] = {"rows": RowBlocks, "concatenated": Concatenated, "in_place": InPlace}
     return forms[form](bias)  # type: ignore[call-arg]

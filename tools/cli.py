@@ -198,6 +198,7 @@ def embed(
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,  # noqa: UP045
     keep_cell_embeddings: Annotated[bool, typer.Option(help="Also write obsm['X_stofm_cell'], the gene scale alone.")] = False,
     scheme: Annotated[Optional[str], typer.Option(help="tissue or published; default: the model's, and no other is taken.")] = None,  # noqa: UP045
+    exact: Annotated[bool, typer.Option(help="Compute every pair bias instead of reading it from a table.")] = False,
 ) -> None:
     """Embed slices: the same AnnData comes out with obsm["X_stofm"]."""
     from tools.embed import run_embed
@@ -205,7 +206,7 @@ def embed(
 
     specs = slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species,
                         technology=technology, section_key=section_key)  # fmt: skip
-    run_embed(specs, model, out, device=device, keep_cell_embeddings=keep_cell_embeddings, scheme=scheme)
+    run_embed(specs, model, out, device=device, keep_cell_embeddings=keep_cell_embeddings, scheme=scheme, exact=exact)
 
 
 def _add_head_verbs(name: str, task: Literal["region", "cell_type"], doing: str, classes: str) -> None:

@@ -16,11 +16,18 @@ EMBEDDED_KIND = "stofm-embedded/1"
 
 
 def run_embed(
-    specs: Sequence[SliceSpec], model: Path, out: Path, *, device: str | None, keep_cell_embeddings: bool, scheme: str | None = None
+    specs: Sequence[SliceSpec],
+    model: Path,
+    out: Path,
+    *,
+    device: str | None,
+    keep_cell_embeddings: bool,
+    scheme: str | None = None,
+    exact: bool = False,
 ) -> list[Path]:
     """Embed slices into ``out/<name>.h5ad``; returns the files written."""
     check_folder(out, EMBEDDED_KIND)
-    embedder = load_embedder(model, device=device)
+    embedder = load_embedder(model, device=device, exact=exact)
     if scheme not in (None, embedder.scales.scheme):
         raise ConfigError(f"--scheme: found {scheme!r}; expected {embedder.scales.scheme!r}, that of the model {model}. Leave the option out.")
     written = []
