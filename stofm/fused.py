@@ -70,7 +70,7 @@ class Fused:
         there, width = slice(self.n_tokens), slice(self.layer * d, (self.layer + 1) * d)
         self.q[0, :, there, width], self.k[0, :, there, width], self.v[0, :, there] = (one.transpose(0, 1) for one in (q, k, v))
         self.layer += 1
-        attention = attention_kernel("inductor" if v.is_cuda else "eager")
+        attention = compiled_attention() if v.is_cuda else plain_attention
         mixed = attention(self.q, self.k, self.v, score_mod=self._score, block_mask=self.mask, scale=1.0)  # (1, H, P, D/H)
         return mixed[0, :, there].transpose(0, 1)
 
@@ -127,6 +127,15 @@ def squared_reach(x: Tensor, y: Tensor, is_cell: Tensor, n_neighbors: int) -> Te
 
 
 @cache
-def attention_kernel(backend: str) -> Any:
-    """FlexAttention by a compiler of PyTorch: `inductor` makes a kernel, `eager` evaluates the same plainly."""
-    return torch.compile(flex_attention, backend=backend, dynamic=False)
+def compiled_attention() -> Any:
+    """FlexAttention, whose kernel is made when it is first called, and again for other shapes."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, score_mod: Any, block_mask: BlockMask, scale: float) -> Tensor:
+    """The same, every score at once."""
+    i, head = torch.arange(q.shape[2], device=q.device), torch.arange(q.shape[1], device=q.device)[:, None, None]
+    batch = i.new_zeros(())
+    scores = score_mod(q @ k.mT * scale, batch, head, i[:, None], i)  # (1, H, P, P)
+    is_seen = block_mask.mask_mod(batch, head, i[:, None], i)
+    return scores.masked_fill(~is_seen, -torch.inf).softmax(-1).to(v.dtype) @ v
