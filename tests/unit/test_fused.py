@@ -144,6 +144,7 @@ def test_flex_attention_is_told_the_same(model, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # by PyTorch's own compiler
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
 def test_the_compiled_kernel_computes_the_same_and_is_made_once_for_sizes_alike(model, device, monkeypatch):
     monkeypatch.setattr(fused, "plain_attention", fused.compiled_attention())
