@@ -29,7 +29,7 @@ from stofm.se2_transformer import SE2TransformerConfig
 
 SLICES = ("starmap_mpfc_BZ5", "starmap_mpfc_BZ9")
 UM_PER_UNIT = 0.0625
-N_SEEDS, EPOCHS = 3, 60
+N_SEEDS, EPOCHS = 3, 12
 
 
 def scores_of(specs: Sequence[SliceSpec], folder: Path, seed: int, *, epochs: float) -> pd.DataFrame:
