@@ -87,7 +87,7 @@ def _attend_by_rank(attention: nn.Module, *, scale: float) -> None:
 
 
 def _spread(linear: nn.Linear, encoder: CellEncoder, cells: list[IntArray], *, to: float) -> None:
-    """Shift and scale a layer of an encoder, so that what it gives at `<cls>` of these cells, (B, T) tokens each, is centred and typically `to` long."""
+    """Shift and scale a layer of an encoder, so that what it gives at `<cls>` of cells, (B, T) tokens each, is centred and about `to` long."""
     found: list[Tensor] = []
     hook = linear.register_forward_hook(lambda _, __, output: found.append(output[:, 0] if output.ndim == 3 else output))
     for tokens in cells:
