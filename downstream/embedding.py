@@ -97,9 +97,10 @@ class SliceEmbedding:
     summary: dict[str, np.ndarray | float]
 
 
-def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
-    """Load a model folder onto `device`, by default a GPU where there is one; raises as `load_model`."""
-    model = load_model(folder)
+def load_embedder(where: str | Path, *, device: str | None = None) -> Embedder:
+    """Load a model, from a folder or the hub, onto `device`, by default a GPU where there is one; raises as `load_model`."""
+    model = load_model(where)
+    folder = model.folder
     vocab = read_gene_vocab(folder / "gene_vocab.csv")
     if vocab.n_tokens != model.cell_encoder.n_tokens:
         raise CheckpointError(
