@@ -253,7 +253,7 @@ def embed_slice(st_slice: Slice, embedder: Embedder, options: EmbedOptions = DEF
 
 
 def _summary(cell_repr: FloatArray, virtual: VirtualCells | None) -> dict[str, np.ndarray | float]:
-    summary: dict[str, np.ndarray | float] = {"mean": cell_repr.mean(axis=0), "spread": cell_repr.std(axis=0)}
+    summary: dict[str, np.ndarray | float] = {"mean": cell_repr.mean(axis=0, dtype=np.float64).astype(np.float32), "spread": cell_repr.std(axis=0)}
     if virtual is not None and len(virtual.sizes):
         by_size = np.argsort(-virtual.sizes, kind="stable")
         means = virtual_cells_of(virtual.of_cell, np.zeros((len(cell_repr), 2)), cell_repr).embeddings
