@@ -37,5 +37,5 @@ def test_trackers_get_numbers_under_their_full_names():
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts():
-    with pytest.raises(ConfigError, match="found no package .no_such_tracker.; expected it to be installed"):
+    with pytest.raises(ConfigError, match=r"found no package .no_such_tracker.; expected it to be installed"):
         require_trackers(["no_such_tracker"])
