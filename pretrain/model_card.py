@@ -56,7 +56,8 @@ Slices: {", ".join(corpus.slice_ids)}. Scores on any of these slices are not sco
 {stages}
 
 Seed {config.seed}, precision {"fp32" if config.precision == "no" else config.precision}.
-Stages: `encoder` is masked gene modeling and the contrastive loss; `se2` is masked cell modeling, pairwise distance recovery and tissue context.
+Stages: `encoder` is masked gene modeling and the contrastive loss; `se2` is masked cell
+modeling, pairwise distance recovery and tissue context, the encoder frozen; `joint` asks the same and trains both.
 
 ## Licence
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from corpus.build import embedded_shards
@@ -357,6 +357,11 @@ def _refreshed_view(
 
 def _accelerator(config: PretrainConfig) -> Accelerator:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.precision)
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ConfigError(
+            f"launch: found {accelerator.distributed_type.value}; expected one process, or several that each hold the whole model (DDP). "
+            "Checkpoints of divided models are not written yet."
+        )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise ConfigError(

@@ -40,6 +40,7 @@ def train_and_report(config: PretrainConfig) -> Path:
 def training_callbacks() -> Iterator[Callbacks]:
     """What a person sees while a model is trained: a progress bar, or a few lines a stage where there is no terminal."""
     from pretrain.train import Callbacks, Progress
+    from tools.frozen_probe import probe_validation
 
     with step_bar() as bar:
         tasks = {}
@@ -52,4 +53,4 @@ def training_callbacks() -> Iterator[Callbacks]:
             if progress.step % max(1, progress.n_steps // 5) == 0 and not bar.console.is_terminal:
                 say(f"  {progress.stage} stage, step {progress.step} of {progress.n_steps}: {losses}")
 
-        yield Callbacks(on_step=on_step, track=tracking, report=say)
+        yield Callbacks(on_step=on_step, track=tracking, report=say, probe=probe_validation)

@@ -1,17 +1,23 @@
 """A process that runs `stofm train` again and again, each time in a child of its own, some of them killed at a chosen moment.
 
-python interrupted.py CONFIG FOLDER
+python interrupted.py CONFIG FOLDER [KILLS]
 
 The libraries are imported once and nothing is computed in this process, so that a child costs a fork. A child with a
-moment sends itself SIGKILL when training gets there; the same command is then started again, and at last runs to its end.
+moment sends itself SIGKILL when training gets there; the same command is then started again, and at last runs to its end. With KILLS, there are
+so many runs for each stage, each killed once, at a random time after its start.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anndata  # noqa: F401 - this and others below are imported before the forks
@@ -91,8 +97,47 @@ def run(words: list[str], moment: str | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def after(stage: str, seconds: float) -> Callable[[], None]:
+    """Die so long after a stage began, whatever is going on then."""
+
+    def arm() -> None:
+        original = pretrain.train._run_stage
+
+        def run_stage(one: Any, *args: Any, **kwargs: Any) -> None:
+            if one.name == stage:
+                threading.Timer(seconds, kill).start()
+            original(one, *args, **kwargs)
+
+        pretrain.train._run_stage = run_stage
+
+    return arm
+
+
+def kill_at_random(config: str, folder: str, n_kills: int) -> None:
+    """Runs ``<stage>-<number>``, copies of one that was killed before the first step of its stage was kept."""
+    rng = random.Random(0)
+    for stage in ("encoder", "se2", "joint"):
+        begun, timed = f"{folder}/begun-{stage}", f"{folder}/timed-{stage}"
+        MOMENTS["first step"], MOMENTS["last step"] = partial(logs, stage, 1), partial(logs, stage, 8)
+        assert run(["train", config, f"out={begun}"], "first step") == -signal.SIGKILL
+        shutil.copytree(begun, timed)
+        began = time.monotonic()
+        run(["train", config, f"out={timed}"], "last step")
+        last = time.monotonic() - began
+        for number in range(n_kills):
+            words = ["train", config, f"out={folder}/{stage}-{number}"]
+            shutil.copytree(begun, f"{folder}/{stage}-{number}")
+            MOMENTS["random"] = after(stage, rng.uniform(0, last))
+            run(words, "random")  # one that was quicker than its end came through
+            assert run(words) == 0, f"{stage} {number}: the run did not end well"
+
+
 if __name__ == "__main__":
-    config, folder = sys.argv[1:]
+    config, folder, *n_kills = sys.argv[1:]
+    if n_kills:
+        assert run(["train", config, f"out={folder}/never"]) == 0
+        kill_at_random(config, folder, int(n_kills[0]))
+        sys.exit()
     for name, moments in RUNS.items():
         words = ["train", config, f"out={folder}/{name}"]
         for moment in moments:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cli import contents, refused, stofm, succeed, write_yaml
 from interrupted import RUNS
+from omegaconf import OmegaConf
 
 from pretrain.run_log import read_run_log
 
@@ -87,3 +88,16 @@ def test_a_stopped_run_is_not_gone_on_with_by_another_configuration(runs, config
     line = refused("train", config, f"out={tmp_path / 'run'}")
     assert f"output {tmp_path / 'run'}: found a run of another configuration; expected this one" in line
     assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_of_every_stage_end_as_one_that_was_never_stopped(config, tmp_path_factory):
+    folder, n_kills = tmp_path_factory.mktemp("random"), 20
+    every_step = write_yaml(folder / "train.yaml", OmegaConf.to_container(OmegaConf.load(config)) | {"save_every": 1, "n_checkpoints": 2})
+    words = [sys.executable, Path(__file__).with_name("interrupted.py"), every_step, folder, str(n_kills)]
+    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected, model = measured(folder / "never"), contents(folder / "never/model")
+    for name in (f"{stage}-{number}" for stage in STAGES for number in range(n_kills)):
+        assert measured(folder / name) == expected, name
+        assert contents(folder / name / "model") == model, name

@@ -112,21 +112,17 @@ def test_targets_stay_those_of_the_beginning_whatever_the_encoder_has_become(tin
 
 def test_making_all_embeddings_alike_does_not_pay(tiny_corpus, frozen):
     """With targets of its own making, an encoder that gives every cell one embedding would be right about all of them."""
-    honest, collapsed = stage_of(tiny_corpus, frozen), stage_of(tiny_corpus, frozen)
-    torch.nn.init.zeros_(collapsed.model.encoder.proj.weight)
-    torch.nn.init.ones_(collapsed.model.encoder.proj.bias)
-    losses = {}
-    for name, stage in (("honest", honest), ("collapsed", collapsed)):
-        stage.model.encoder.requires_grad_(False)
-        optimizer = torch.optim.Adam([p for p in stage.model.parameters() if p.requires_grad], lr=3e-3)
-        for step in range(40):
-            batch = stage.micro_batch([(step, step % stage.n_units)])
-            loss = stage.model(batch)["mcm"] / batch.counts()["mcm"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.setdefault(name, []).append(float(loss.detach()))
-    assert np.mean(losses["honest"][-8:]) < np.mean(losses["collapsed"][-8:])
+    stage = stage_of(tiny_corpus, frozen)
+    torch.nn.init.zeros_(stage.model.encoder.proj.weight)
+    torch.nn.init.ones_(stage.model.encoder.proj.bias)
+    batch = stage.micro_batch([(0, 0)])
+    assert spread_of(stage.embed(stage.model, batch).detach())["spread"] < 1e-6, "the encoder has collapsed"
+    targets = batch.masked.embeddings
+    assert not targets.requires_grad
+    least = 1 - float(targets.mean(0).norm())  # what the best answer that is the same for all cells costs a cell
+    stage.model.eval()
+    assert least > 0.01
+    assert float(stage.model(batch)["mcm"]) / len(targets) > least
 
 
 def test_embeddings_do_not_collapse_in_training(tiny_corpus, frozen):
@@ -134,7 +130,7 @@ def test_embeddings_do_not_collapse_in_training(tiny_corpus, frozen):
     batch = stage.micro_batch([(0, 0)])
     before = spread_of(stage.embed(stage.model, batch).detach())
     optimizer = torch.optim.Adam(stage.model.parameters(), lr=1e-3)
-    for step in range(30):
+    for step in range(12):
         some = stage.micro_batch([(step, step % stage.n_units)])
         sum(value / some.counts()[name] for name, value in stage.model(some).items()).backward()
         optimizer.step()
