@@ -41,7 +41,7 @@ from pretrain.telemetry import Meter
 from pretrain.trackers import Trackers, require_trackers
 from pretrain.watch import alarm_of, spread_of
 from stofm.cell_encoder import CellEncoder, embed_cells
-from stofm.checkpoint import save_model
+from stofm.checkpoint import ENCODER_START, save_model
 from stofm.durable import check_folder, claim_folder, read_json, remove, replacing, sweep, tree_digest, write_json, write_text
 from stofm.errors import CheckpointError, ConfigError, DataError, Stopped
 from stofm.se2_transformer import SE2Transformer
@@ -270,11 +270,14 @@ def _adapted_encoder(
     config: PretrainConfig, corpus: Corpus, splits: Mapping[str, str], folder: Path, run: dict[str, str], accelerator: Accelerator,
     callbacks: Callbacks,
 ) -> CellEncoder:  # fmt: skip
-    """The encoder after its stage, in evaluation mode; kept in the run's folder."""
-    done = folder / "cell_encoder"
+    """The encoder after its stage, in evaluation mode; kept in the run's folder, beside the one it started as, with which it is compared."""
+    done, start = folder / "cell_encoder", folder / ENCODER_START
     if not done.is_dir():
         torch.manual_seed(config.seed)
         encoder = _initial_encoder(config, corpus)
+        if accelerator.is_main_process:
+            with replacing(start) as aside:
+                encoder.save(aside)
         if config.encoder_stage is not None:
             view = corpus.token_view()
             make = partial(encoder_stage, config.encoder_stage, encoder, view, cls_token=corpus.vocab.cls_token, seed=config.seed)

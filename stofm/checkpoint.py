@@ -33,6 +33,7 @@ from stofm.weights import load_weights
 MODEL_KIND: Final = "stofm-model/1"
 WEIGHTS = "se2_transformer.safetensors"
 OWN_FILES = (WEIGHTS, "cell_encoder/")  # what `save_model` makes itself; the other files are texts of the caller
+ENCODER_START: Final = "cell_encoder_start"  # beside a run's model: the cell encoder before its adaptation
 
 
 class ModelMeta(FrozenModel):

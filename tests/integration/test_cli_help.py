@@ -37,6 +37,8 @@ VERBS = {
     "model show": "--json",
     "model push": "--repo",
     "embed": "--scheme",
+    "verify": "rows that differ",
+    "export": "geojson",
     "segment": "predict",
     "segment fit": "--label",
     "segment predict": "--head",
@@ -44,6 +46,17 @@ VERBS = {
     "annotate fit": "--label",
     "annotate predict": "--head",
     "evaluate": "key=value",
+    "cluster": "--n-clusters",
+    "deconvolve": "predict",
+    "deconvolve fit": "--panel",
+    "deconvolve predict": "--truth",
+    "impute": "--reference",
+    "index": "query",
+    "index build": "--recall",
+    "index query": "--region",
+    "index plan": "--vectors",
+    "compare": "key=value",
+    "report": "--gene",
 }
 
 

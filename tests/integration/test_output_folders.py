@@ -23,7 +23,7 @@ def commands(tiny_run_config, simulated_paths, tiny_run, embedded, region_head, 
     build = write_yaml(Path("build.yaml"), {"out": "out", "slices": slices})
     train = write_yaml(Path("train.yaml"), tiny_run_config.model_dump(mode="json") | {"out": "out"})
     tasks = [{"name": "regions", "task": "region", "slices": slices}]
-    evaluate = write_yaml(Path("evaluate.yaml"), {"model": str(tiny_run / "model"), "out": "out", "tasks": tasks})
+    evaluate = write_yaml(Path("evaluate.yaml"), {"model": str(tiny_run / "model"), "out": "out", "tasks": tasks, "allow_seen": True})
     return {
         "demo": ["demo", "--out", "out"],
         "build": ["build", build],
