@@ -39,6 +39,7 @@ from stofm.se2_transformer import SE2Transformer
 
 N_SAMPLED = 32  # micro-batches, or records, that are looked at
 BYTES_PER_EMBEDDED_CELL = 2 * EMBEDDING_DIM + 4 + 8 + 2  # float16 embedding, row, place, virtual cell
+BYTES_OF_TEXTS = 10e6  # gene tables and vocabulary of the model, log, TensorBoard
 HOUR = 3600.0
 
 
@@ -193,7 +194,7 @@ def _disk_bytes(sizes: _Sizes, n_cells: int, stages: list[StagePlan]) -> float:
     n_virtual = max(_virtual_cells(sizes.corpus).values())
     view = n_cells * BYTES_PER_EMBEDDED_CELL + len(sizes.view) * n_virtual * (FLOAT * EMBEDDING_DIM + 12)
     n_views = 1 if sizes.config.joint_stage is None else 3
-    return checkpoints + n_views * view + 3 * FLOAT * n_parameters(sizes.encoder, sizes.objectives)
+    return BYTES_OF_TEXTS + checkpoints + n_views * view + 3 * FLOAT * n_parameters(sizes.encoder, sizes.objectives)
 
 
 def facts(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -23,13 +23,13 @@ def launch(name: str, *words: object, **more: object) -> list[str]:
 
 
 def test_one_process_is_started_by_the_recipe_for_one():
-    done = subprocess.run([*launch("one_process"), "bash", "-c", WHO], env=environment(), capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([*launch("one_process"), "bash", "-c", WHO], env=environment(), capture_output=True, text=True, timeout=600, check=True)
     assert "of 1" in done.stdout
 
 
 def test_several_processes_are_started_by_the_recipe_for_several():
     command = [*launch("many_processes", "--num_processes", 3), "bash", "-c", WHO]
-    done = subprocess.run(command, env=environment(ACCELERATE_USE_CPU=1), capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, env=environment(ACCELERATE_USE_CPU=1), capture_output=True, text=True, timeout=600, check=True)
     assert sorted(line.split()[0] for line in done.stdout.splitlines() if " of 3" in line) == ["0", "1", "2"]
 
 
@@ -41,7 +41,7 @@ def test_two_machines_are_one_group_by_the_recipe_for_machines():
             env=environment(ACCELERATE_USE_CPU=1), stdout=subprocess.PIPE, text=True,
         ) for rank in range(2)
     ]  # fmt: skip
-    assert [machine.communicate(timeout=120)[0].split()[:3] for machine in machines] == [["0", "of", "2"], ["1", "of", "2"]]
+    assert [machine.communicate(timeout=600)[0].split()[:3] for machine in machines] == [["0", "of", "2"], ["1", "of", "2"]]
 
 
 class Job:
