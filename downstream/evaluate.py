@@ -158,7 +158,7 @@ def _run_task(task: TaskConfig, features: TaskFeatures, config: EvaluateConfig, 
         for row, proba, cost, missing in _predictions(features, true, classes, folds, config.probe.model_copy(update={"seed": seed})):
             for number, one in enumerate(slices):
                 held = np.any([fold.roles[number] == HELD_OUT for fold in folds], axis=0)
-                was_seen = "unknown" if seen is None else "yes" if one.slice_id in seen else "no"
+                was_seen = None if seen is None else one.slice_id in seen
                 about = {"task": task.name, "features": row, "slice": one.slice_id, "seed": seed, "seen_in_pretraining": was_seen,
                          "classes_without_training": "|".join(unseen[number]), "missing": missing}  # fmt: skip
                 if missing:
