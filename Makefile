@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-all bench check lint types fmt wheel clean
+.PHONY: help setup demo test test-all bench check lint types fmt wheel docs clean
 
 help:
 	@echo "make setup     .venv with everything in it (TORCH=cuda for GPUs, PYTHON=... for another interpreter)"
@@ -20,7 +20,8 @@ help:
 	@echo "make test-all  the same with the slow tests"
 	@echo "make bench     the benchmarks, in full"
 	@echo "make fmt       format and mend what ruff can;  make lint / types  check only"
-	@echo "make wheel     dist/*.whl;  make clean  remove caches and dist/"
+	@echo "make docs      the documentation, into site/;  make wheel  dist/*.whl"
+	@echo "make clean     remove caches, dist/ and site/"
 
 setup: $(STAMP)
 
@@ -69,6 +70,9 @@ fmt: $(STAMP)
 wheel: $(STAMP)
 	$(PIP) wheel --no-deps -w dist .
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf dist site screenshots .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

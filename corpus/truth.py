@@ -95,14 +95,13 @@ def read_truth(path: Path) -> SliceTruth:
     """Read what `write_truth` wrote; `FormatError` if it is missing, damaged or of another format."""
     with open_store(path) as store, naming_damage(path):
         _require_truth(store)
-        labels = [name for name in store.attributes("obs")["column-order"] if name not in (SOURCE_ROW, N_COUNTS, N_GENES)]
         return SliceTruth(
             slice_id=str(store.read("uns/slice_id")),
             counts=_read_counts(store, 0, store.attributes("X")["shape"][0]),
             human_ids=store.read("var/_index").astype(str),
             symbols=store.read("var/symbol").astype(str),
             coords_um=store.read("obsm/spatial"),
-            labels={name: store.read(f"obs/{name}/categories").astype(str)[store.read(f"obs/{name}/codes")] for name in labels},
+            labels=_read_labels(store),
             source={name: store.read(f"uns/source/{name}").item() for name in store.children("uns/source")},
             source_rows=store.read(f"obs/{SOURCE_ROW}").astype(np.int64),
             dropped={reason: int(store.read(f"uns/dropped/{reason}")) for reason in store.children("uns/dropped")},
@@ -116,6 +115,13 @@ def read_genes(path: Path) -> tuple[StrArray, StrArray]:
         return store.read("var/_index").astype(str), store.read("var/symbol").astype(str)
 
 
+def read_labelled_places(path: Path) -> tuple[FloatArray, dict[str, StrArray]]:
+    """Return (n_cells, 2) float64 micrometres and {label: (n_cells,) str, "" where missing} of a slice, without its counts."""
+    with open_store(path) as store, naming_damage(path):
+        _require_truth(store)
+        return store.read("obsm/spatial"), _read_labels(store)
+
+
 def iter_counts(path: Path, *, n_cells: int = CELLS_AT_A_TIME) -> Iterator[csr_matrix]:
     """Yield the counts of a slice in blocks of `n_cells` rows, in order; only one block is in memory.
 
@@ -127,6 +133,11 @@ def iter_counts(path: Path, *, n_cells: int = CELLS_AT_A_TIME) -> Iterator[csr_m
         _require_truth(store)
         for start in range(0, store.attributes("X")["shape"][0], n_cells):
             yield _read_counts(store, start, start + n_cells)
+
+
+def _read_labels(store: Store) -> dict[str, StrArray]:
+    names = [name for name in store.attributes("obs")["column-order"] if name not in (SOURCE_ROW, N_COUNTS, N_GENES)]
+    return {name: store.read(f"obs/{name}/categories").astype(str)[store.read(f"obs/{name}/codes")] for name in names}
 
 
 def _require_truth(store: Store) -> None:

@@ -1,0 +1,138 @@
+"""Pages of the documentation that are made when it is built: commands, API, faults, and the files of the repository's root.
+
+mkdocs calls `on_files` and `on_page_markdown`; nothing that they make is kept by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from posixpath import dirname, normpath, relpath
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {  # page of the site -> file of the repository
+    "ARCHITECTURE.md": "ARCHITECTURE.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "configs.md": "configs/README.md",
+}
+API = {
+    "Slices and corpora": ["corpus.slice", "corpus.store", "corpus.view", "corpus.loader", "corpus.simulate"],
+    "Models": ["stofm.checkpoint", "stofm.cell_encoder", "stofm.se2_transformer", "stofm.batch", "stofm.fields", "stofm.errors"],
+    "Training": ["pretrain.config", "pretrain.objectives", "pretrain.masking"],
+    "Use": ["downstream.embedding", "downstream.heads", "downstream.evaluate", "downstream.scores", "downstream.diagnostics", "downstream.plots"],
+}
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that are made here."""
+    from mkdocs.structure.files import File
+
+    texts = {"commands.md": commands(), "troubleshooting.md": troubleshooting(), "api.md": api(), "results.md": results_list()}
+    texts |= {page: (ROOT / path).read_text(encoding="utf-8") for page, path in PAGES.items()}
+    texts |= {f"results/{path.name}": path.read_text(encoding="utf-8") for path in result_files()}
+    for page, text in texts.items():
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+    """Turn links between files of the repository into links between pages."""
+    return with_page_links(markdown, page.file.src_uri)
+
+
+def with_page_links(markdown: str, page: str) -> str:
+    """Return the text of a page with its links to files of the repository as links to their pages, where they have one."""
+    file = PAGES.get(page, page if page.startswith("results/") else f"docs/{page}")
+    page_of = {path: other for other, path in PAGES.items()} | {"README.md": "index.md"}
+
+    def relinked(match: re.Match[str]) -> str:
+        target = normpath(f"{dirname(file)}/{match[1]}").lstrip("/")
+        other = page_of.get(target, target.removeprefix("docs/"))
+        return f"]({relpath(other, dirname(page) or '.')}{match[2] or ''})"
+
+    return LINK.sub(relinked, markdown)
+
+
+def commands() -> str:
+    """Return the command reference, as typer writes it from the command line itself."""
+    import click
+    import typer
+    from typer.cli import get_docs_for_click
+
+    from tools.cli import app
+
+    command = typer.main.get_command(app)
+    text = get_docs_for_click(obj=command, ctx=click.Context(command, info_name="stofm"), name="stofm", title="Commands")
+    return re.sub(r"\[(default|required)[^\]]*\]", lambda found: found[0].replace("[", "\\[").replace("]", "\\]"), text)
+
+
+def api() -> str:
+    """Return the page that mkdocstrings fills from the docstrings."""
+    lines = ["# API", "", "What the docstrings say. Shapes use the letters of [Architecture](ARCHITECTURE.md#words-letters-units).", ""]
+    for title, modules in API.items():
+        lines += [f"# {title}", "", *(f"::: {module}\n" for module in modules)]
+    return "\n".join(lines)
+
+
+def troubleshooting() -> str:
+    """Return every error that the code raises, as it says it, those of slices by their code."""
+    found = sorted(errors())
+    lines = [
+        "# Troubleshooting", "",
+        "Bad input ends in one line and exit code 2: *where: what was found; what was expected. What to do.*",
+        "`--debug` in front of the verb shows where it was raised.",
+        "`stofm check SLICE` says all that is wrong with a slice at once. Words in braces stand for what was found.", "",
+        "## Faults of a slice", "",
+        "A slice with a fault is set aside by `stofm build` under its code, and refused by the other verbs.", "",
+    ]  # fmt: skip
+    for code in sorted({code for code, _, _ in found if code.isupper()}):
+        lines += [f"### {code}", "", *(f"- {text}" for other, _, text in found if other == code), ""]
+    for kind in sorted({code for code, _, _ in found if not code.isupper()}):
+        lines += [f"## {kind}", ""]
+        for module in sorted({module for other, module, _ in found if other == kind}):
+            lines += [f"**{module}**", "", *(f"- {text}" for other, where, text in found if (other, where) == (kind, module)), ""]
+    return "\n".join(lines)
+
+
+def errors() -> Iterator[tuple[str, str, str]]:
+    """Yield (code of a slice's fault or name of the error, module, message) of every error that is made with a message in the code."""
+    kinds = {"ConfigError", "DataError", "FormatError", "CheckpointError", "EnvironmentFault"}
+    for package in ("corpus", "stofm", "pretrain", "downstream", "tools"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+                    continue
+                if node.func.id == "BadSlice" and len(node.args) == 2 and isinstance(node.args[0], ast.Constant) and (text := _message(node.args[1])):
+                    yield str(node.args[0].value), module, text
+                elif node.func.id in kinds and (text := _message(node.args[0])):
+                    yield node.func.id, module, text
+
+
+def _message(node: ast.expr) -> str:
+    """The text of a message, what it is filled with in braces, safe in Markdown; "" for what is no text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        parts = [node.value]
+    elif isinstance(node, ast.JoinedStr):
+        parts = [str(part.value) if isinstance(part, ast.Constant) else "{...}" for part in node.values]
+    else:
+        return ""
+    text = " ".join("".join(parts).split())
+    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", text)
+
+
+def result_files() -> list[Path]:
+    """Return what `make bench` has kept, by name."""
+    return sorted((ROOT / "results").glob("*.md"))
+
+
+def results_list() -> str:
+    """Return the list of measurements."""
+    lines = [f"- [{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}](results/{path.name}), {path.stem.rpartition('_')[2]}"
+             for path in result_files()]  # fmt: skip
+    return "\n".join(["# Results as measured", "", "Question, command, machine, versions, figures and reading of each.", "", *lines, ""])
