@@ -205,6 +205,7 @@ def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, in
         "keep_cell_embeddings": options.keep_cell_embeddings,
         "measure_seams": options.measure_seams,
         "min_genes": options.min_genes,
+        "is_bias_exact": embedder.bias_error == 0,
         "stofm_version": stofm.__version__,
     }
 
