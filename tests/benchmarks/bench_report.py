@@ -107,9 +107,7 @@ def measure(folder: Path, size: Size) -> dict[str, list[float]]:
                 timed(found, "opened, drawn, first cell read", page, lambda page=page: read_a_cell(page, size.n_cells // 2), since=began)
                 timed(found, "zoom", page, lambda page=page: page.mouse.wheel(0, -300))
                 timed(found, "colour by a gene", page, lambda page=page: colour_by_a_gene(page))
-                timed(
-                    found, "hide a class", page, lambda page=page: page.evaluate("tissue.cells.hidden.set('region', new Set([1])) && tissue.filter()")
-                )
+                timed(found, "hide a class", page, lambda page=page: page.evaluate(HIDE))
                 keep(page, f"slice_{size.n_cells}", folder)
             began = time.perf_counter()
             with opened(browser, plain_file) as page:
