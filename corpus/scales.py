@@ -85,7 +85,7 @@ def extract_gene_scale(counts: csr_matrix, human_ids: StrArray, coords_um: Float
 def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) -> Iterator[Record]:
     """Yield one record per sub-slice for training the cell encoder: gene tokens and places."""
     dtype = np.uint16 if vocab.n_tokens <= np.iinfo(np.uint16).max else np.uint32
-    for members in (sub_slice.owned for sub_slice in cut_sub_slices(scale.coords_um, scale.keys, config)):
+    for members in (sub_slice.owned for sub_slice in cut_sub_slices(scale.coords_um, scale.keys, config.for_training)):
         tokens = scale.tokens.take(members)
         arrays = {
             ROWS: scale.rows[members].astype(np.uint32),
@@ -99,14 +99,14 @@ def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) ->
 def embedded_records(scale: GeneScale, embed_cells: EmbedCells, config: ScaleConfig) -> Iterator[Record]:
     """Yield one record per sub-slice for the SE(2) transformer: cell embeddings, places and the virtual cells of the slice.
 
-    With a halo, a record also holds the context of its sub-slice, marked as such; every cell is owned by one record.
+    With context in training, a record also holds that of its sub-slice, marked as such; every cell is owned by one record.
     """
     if config.scheme == "published":
         yield from _published_records(scale, embed_cells)
         return
     embeddings = embed_cells(scale.tokens).astype(np.float16)  # rounded before the virtual cells are made from them
     virtual = make_virtual_cells(scale.coords_um, embeddings.astype(np.float32), config.virtual_cells)
-    for one in cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices):
+    for one in cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices.for_training):
         yield {ROWS: scale.rows[one.rows].astype(np.uint32), **sub_slice_arrays(scale, embeddings, virtual, one)}, len(one.rows), 0
 
 

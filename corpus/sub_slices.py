@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field, model_validator
 from scipy.spatial import cKDTree
 
+from corpus.halo import cells_within, nearest_cells
 from corpus.slice import FloatArray, IntArray, nearest_spacing
 from stofm.config import FrozenModel
 
@@ -22,7 +24,18 @@ class SubSliceConfig(FrozenModel):
     n_cells: int = Field(1000, ge=1, description="Cells of a sub-slice, nearly; n cells give max(1, round(n / n_cells)) within the bounds.")
     min_cells: int | None = Field(None, ge=1, description="Fewest cells, unless the slice has fewer; default: a fifth of n_cells.")
     max_cells: int | None = Field(None, ge=1, description="Most cells, halo not counted; default: one and a half of n_cells.")
-    halo_um: float = Field(0.0, ge=0, allow_inf_nan=False, description="Cells this near to a sub-slice are seen in it as context; 0: none.")
+    context_share: float = Field(
+        0.5, ge=0, le=8, description="Cells seen as context, the nearest of the same island, as a share of those that a sub-slice owns; 0: none."
+    )
+    context_in_training: bool = Field(False, description="Show the cells of `context_share` in training too, not only to a finished model.")
+    halo_um: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Instead of `context_share`, and always in training: cells this near are the context; 0: none."
+    )
+
+    @property
+    def for_training(self) -> SubSliceConfig:
+        """The settings of sub-slices that a model is trained on."""
+        return self if self.context_in_training or self.halo_um is not None else self.model_copy(update={"context_share": 0.0})
 
     @property
     def size_bounds(self) -> tuple[int, int]:
@@ -67,7 +80,7 @@ class SubSlice:
         return self.rows[: self.n_owned]
 
 
-def cut_sub_slices(coords_um: FloatArray, keys: np.ndarray, config: SubSliceConfig) -> list[SubSlice]:
+def cut_sub_slices(coords_um: FloatArray, keys: np.ndarray, config: SubSliceConfig, *, is_shifted: bool = False) -> list[SubSlice]:
     """Cut a slice into its islands, and each island by halving it again and again across its longer axis.
 
     Sub-slices of an island differ by at most one cell. The axes are those of the tissue (principal axes of the group at
@@ -80,15 +93,34 @@ def cut_sub_slices(coords_um: FloatArray, keys: np.ndarray, config: SubSliceConf
     keys : (n,) uint64
         From `corpus.cell_order.content_keys`.
     config : SubSliceConfig
+    is_shifted : bool
+        Another tiling of the same tissue, to compare with: the first and the last piece of every island are half as large as the others, so
+        borders lie elsewhere.
     """
     rows = np.arange(len(coords_um))
     band_um = ISLAND_SPACINGS * nearest_spacing(coords_um)
     fewest, _ = config.size_bounds
     islands = _islands(rows, coords_um, keys, band_um, fewest) if band_um > 0 else [rows]
-    parts = [np.sort(part) for island in islands for part in _halve(island, config.n_parts(len(island)), coords_um, keys)]
-    if not config.halo_um:
-        return [SubSlice(part, len(part)) for part in parts]
-    return [SubSlice(np.concatenate([part, _halo(part, coords_um, config.halo_um)]), len(part)) for part in parts]
+    found: list[SubSlice] = []
+    for island in islands:
+        n_parts = config.n_parts(len(island))
+        sizes = [0.5, *[1.0] * (n_parts - 1), 0.5] if is_shifted and len(island) > n_parts else [1.0] * n_parts
+        parts = [np.sort(part) for part in _halve(island, sizes, coords_um, keys)]
+        contexts = _contexts(parts, island, coords_um, config)
+        found += [SubSlice(np.concatenate([part, context]), len(part)) for part, context in zip(parts, contexts, strict=True)]
+    return found
+
+
+def _contexts(parts: list[IntArray], island: IntArray, coords_um: FloatArray, config: SubSliceConfig) -> Iterator[IntArray]:
+    """Rows that each part of an island sees beside its own, increasing."""
+    if config.halo_um is not None:
+        yield from (cells_within(part, coords_um, config.halo_um) if config.halo_um else part[:0] for part in parts)
+        return
+    island = np.sort(island)
+    tree = cKDTree(coords_um[island])
+    for part in parts:
+        n_most = int(config.context_share * len(part))
+        yield island[nearest_cells(np.searchsorted(island, part), tree, n_most)] if n_most else part[:0]
 
 
 def _islands(rows: IntArray, coords_um: FloatArray, keys: np.ndarray, band_um: float, fewest: int) -> list[IntArray]:
@@ -103,14 +135,15 @@ def _islands(rows: IntArray, coords_um: FloatArray, keys: np.ndarray, band_um: f
     return [rows]
 
 
-def _halve(rows: IntArray, n_parts: int, coords_um: FloatArray, keys: np.ndarray) -> list[IntArray]:
-    if n_parts == 1:
+def _halve(rows: IntArray, sizes: list[float], coords_um: FloatArray, keys: np.ndarray) -> list[IntArray]:
+    """Cut cells into pieces of these relative sizes."""
+    if len(sizes) == 1:
         return [rows]
     along, across = np.round(_places(coords_um[rows], keys[rows]), TIE_UM).T
     order = rows[np.lexsort((across, keys[rows], along))]
-    n_first = n_parts // 2
-    border = round(len(rows) * n_first / n_parts)
-    return _halve(order[:border], n_first, coords_um, keys) + _halve(order[border:], n_parts - n_first, coords_um, keys)
+    first, second = sizes[: len(sizes) // 2], sizes[len(sizes) // 2 :]
+    border = round(len(rows) * sum(first) / sum(sizes))
+    return _halve(order[:border], first, coords_um, keys) + _halve(order[border:], second, coords_um, keys)
 
 
 def _places(coords_um: FloatArray, keys: np.ndarray) -> FloatArray:
@@ -127,14 +160,3 @@ def _places(coords_um: FloatArray, keys: np.ndarray) -> FloatArray:
     along = along / max(float(np.linalg.norm(along)), np.finfo(float).tiny)
     both = np.stack([along, [-along[1], along[0]]])
     return centred @ (both * np.where(both @ pull >= 0, 1.0, -1.0)[:, None]).T
-
-
-def _halo(rows: IntArray, coords_um: FloatArray, halo_um: float) -> IntArray:
-    """Other cells at most `halo_um` from one of `rows`, increasing; a thousandth of a micrometre more is a tie."""
-    reach = halo_um + 10.0**-TIE_UM
-    centre = coords_um[rows].mean(axis=0)
-    radius = np.linalg.norm(coords_um[rows] - centre, axis=1).max()
-    is_near = np.linalg.norm(coords_um - centre, axis=1) <= radius + reach
-    is_near[rows] = False
-    near = np.flatnonzero(is_near)
-    return near[np.isfinite(cKDTree(coords_um[rows]).query(coords_um[near], distance_upper_bound=reach)[0])]

@@ -112,6 +112,9 @@ class View:
     def _mapped(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
             assert self.where.local is not None
-            with (self.where.local / shard).open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with (self.where.local / shard).open("rb") as file:
+                    self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except FileNotFoundError as error:
+                raise FormatError(f"shard {self.where / shard}: it was there when the view was opened and is gone. Repair the corpus.") from error
         return self._maps[shard]

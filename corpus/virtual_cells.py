@@ -24,6 +24,10 @@ class VirtualCellConfig(FrozenModel):
     n_components: int = Field(16, ge=1, description="Principal components of the cell embeddings that enter the clustering.")
     seed: int = 0
 
+    def n_virtual(self, n_cells: int) -> int:
+        """Virtual cells that are asked for in a slice of `n_cells`."""
+        return min(self.n_max, max(1, n_cells // self.cells_each))
+
 
 @dataclass(frozen=True, eq=False)
 class VirtualCells:
@@ -65,7 +69,7 @@ def make_virtual_cells(coords_um: FloatArray, embeddings: FloatArray, config: Vi
     for a turned tissue, and a rounding error moves a mean a little where it can send a graph partition elsewhere.
     """
     n = len(coords_um)
-    n_clusters = min(config.n_max, max(1, n // config.cells_each))
+    n_clusters = config.n_virtual(n)
     if n_clusters == 0:
         return VirtualCells(np.zeros((0, 2)), np.zeros((0, embeddings.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(n, np.int64))
     return virtual_cells_of(_cluster(coords_um, embeddings, n_clusters, config), coords_um, embeddings)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,14 +14,17 @@ import torch
 import stofm
 from corpus.gene_ids import GeneTables, gene_tables_of_model, map_to_human
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
+from corpus.halo import blend_weights
 from corpus.published_scheme import extract_published, published_distances
-from corpus.readers import sections_of, slice_name, slice_of
+from corpus.readers import sections_of, slice_name, slice_of, technology_of
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
-from corpus.slice import FloatArray, IntArray, Slice, SliceSpec
+from corpus.slice import BoolArray, FloatArray, IntArray, Slice, SliceSpec
 from corpus.sub_slices import cut_sub_slices
-from corpus.virtual_cells import make_virtual_cells
+from corpus.virtual_cells import VirtualCells, make_virtual_cells, virtual_cells_of
+from downstream.memory import halving, in_batches, require_room, sub_slices_in
+from downstream.seams import Seams, cosine_difference, measure_seams
 from stofm.batch import SubSliceBatch, collate
-from stofm.cell_encoder import embed_cells
+from stofm.cell_encoder import TOKENS_PER_BATCH, embed_cells
 from stofm.checkpoint import Model, load_model
 from stofm.config import load_config
 from stofm.durable import replacing
@@ -33,7 +37,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 EMBEDDED, NO_GENES, OTHER_SECTION = "embedded", "no gene of the vocabulary", "in another section"
-SUB_SLICES_PER_BATCH = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,31 @@ class Embedder:
     vocab: GeneVocab
     tables: GeneTables
     scales: ScaleConfig
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What a caller may ask of an embedding beside the model; none of it changes a representation.
+
+    Attributes
+    ----------
+    keep_cell_embeddings : bool
+        Also keep the gene scale alone.
+    measure_seams : bool
+        Embed by a second tiling too and compare (`downstream.seams`); the SE(2) transformer then works twice.
+    min_genes : int
+        Slices with fewer detected genes of the model's vocabulary are refused; `stofm embed` and `downstream.embed` ask for 20.
+    max_memory : int or None
+        Bytes that the process may hold; None: whatever it takes.
+    """
+
+    keep_cell_embeddings: bool = False
+    measure_seams: bool = False
+    min_genes: int = 1
+    max_memory: int | None = None
+
+
+DEFAULTS = EmbedOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +85,22 @@ class SliceEmbedding:
     cell_embeddings : (n_cells, 256) float32
         The gene scale alone; NaN likewise.
     is_embedded : (n_cells,) bool
+    summary : {str: array or number}
+        The slice as a whole: ``mean`` and ``spread`` (standard deviation) of the representation over its cells, (256,) float32; the mean over the
+        members of each virtual cell, ``virtual_mean`` (V, 256), and their number, ``virtual_sizes`` (V,), the largest first; and, if measured,
+        ``seam_score`` and ``seam_pairs``.
     """
 
     cell_repr: FloatArray
     cell_embeddings: FloatArray
     is_embedded: np.ndarray
+    summary: dict[str, np.ndarray | float]
 
 
-def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
-    """Load a model folder onto `device`, by default a GPU where there is one; raises as `load_model`."""
-    model = load_model(folder)
+def load_embedder(where: str | Path, *, device: str | None = None) -> Embedder:
+    """Load a model, from a folder or the hub, onto `device`, by default a GPU where there is one; raises as `load_model`."""
+    model = load_model(where)
+    folder = model.folder
     vocab = read_gene_vocab(folder / "gene_vocab.csv")
     if vocab.n_tokens != model.cell_encoder.n_tokens:
         raise CheckpointError(
@@ -83,67 +117,166 @@ def load_embedder(folder: Path, *, device: str | None = None) -> Embedder:
     return Embedder(model, vocab, gene_tables_of_model(folder), scales)
 
 
-def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, *, keep_cell_embeddings: bool = False) -> AnnData:
+def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOptions = DEFAULTS, *, input_sha256: str = "") -> AnnData:
     """Embed a table that a reader gave; the table itself is returned, with more in it.
 
-    Adds ``obsm["X_stofm"]`` (n_cells, 256) float32, ``obs["stofm_status"]``, ``uns["stofm"]`` and, on request,
+    Adds ``obsm["X_stofm"]`` (n_cells, 256) float32, ``obs["stofm_status"]``, ``uns["stofm"]`` (the receipt) and, on request,
     ``obsm["X_stofm_cell"]``. Cells that cannot be embedded (no place, no counts, no gene of the vocabulary) keep their row: NaN,
-    and the reason as status. Sections told apart by `spec.section_key` are embedded one by one.
+    and the reason as status. Sections told apart by `spec.section_key` are embedded one by one. Nothing is added if it fails.
+
+    Parameters
+    ----------
+    input_sha256 : str
+        Names the input in the receipt; default: the hash of the counts and places of the slice.
 
     Raises
     ------
     DataError
-        If the table breaks the `Slice` contract, or no cell of it can be embedded.
+        If the table breaks the `Slice` contract, or too few genes or no cell of it can be embedded.
+    EnvironmentFault
+        If memory runs out, or `options.max_memory` does not suffice.
     """
-    cell_repr, cell_embeddings = (np.full((table.n_obs, EMBEDDING_DIM), np.nan, np.float32) for _ in range(2))
+    cell_repr = np.full((table.n_obs, EMBEDDING_DIM), np.nan, np.float32)
+    cell_embeddings = np.full_like(cell_repr if options.keep_cell_embeddings else cell_repr[:0], np.nan)
     status = np.full(table.n_obs, OTHER_SECTION, dtype=object)
+    summaries, content = {}, hashlib.sha256()
     for one in sections_of(table, spec):
         st_slice = slice_of(table, one)
         with located(f"slice {slice_name(one)!r} ({spec.path})"):
-            result = embed_slice(st_slice, embedder)
+            result = embed_slice(st_slice, embedder, options)
         rows = st_slice.source_rows
-        cell_repr[rows], cell_embeddings[rows] = result.cell_repr, result.cell_embeddings
+        cell_repr[rows] = result.cell_repr
+        if options.keep_cell_embeddings:
+            cell_embeddings[rows] = result.cell_embeddings
         status[rows] = np.where(result.is_embedded, EMBEDDED, NO_GENES)
         for reason, dropped in st_slice.dropped_rows.items():
             status[dropped] = reason
+        summaries[st_slice.slice_id] = result.summary
+        for array in (st_slice.counts.indptr, st_slice.counts.indices, st_slice.counts.data, st_slice.coords_um):
+            content.update(flat_bytes(array))
     table.obsm[X_STOFM] = cell_repr
-    if keep_cell_embeddings:
+    if options.keep_cell_embeddings:
         table.obsm[X_STOFM_CELL] = cell_embeddings
     table.obs[STOFM_STATUS] = status
     table.uns[UNS_STOFM] = {
-        "weights_sha256": embedder.model.weights_sha256,
-        "vocabulary_sha256": embedder.vocab.sha256,
-        "gene_tables": embedder.tables.release,
-        "scales": embedder.scales.model_dump_json(),
-        "slice": spec.model_dump_json(exclude={"path"}),
+        **receipt_of(embedder, spec, options, input_sha256=input_sha256 or content.hexdigest()),
         "um_per_unit": st_slice.source["um_per_unit"],
         "n_embedded": int((status == EMBEDDED).sum()),
-        "stofm_version": stofm.__version__,
+        "x_stofm_sha256": hashlib.sha256(flat_bytes(cell_repr)).hexdigest(),
+        "slice_embedding": summaries,
     }
     return table
 
 
-def embed_slice(st_slice: Slice, embedder: Embedder) -> SliceEmbedding:
-    """Embed a slice: gene scale, virtual cells, sub-slices, SE(2) transformer; every cell comes back once, in its row."""
+def flat_bytes(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of an array, (n,) uint8, row by row, for hashing."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, input_sha256: str) -> dict[str, str | int | bool]:
+    """Return what an embedding depends on; equal receipts mean equal embeddings."""
+    return {
+        "weights_sha256": embedder.model.weights_sha256,
+        "vocabulary_sha256": embedder.vocab.sha256,
+        "gene_tables": embedder.tables.release,
+        "gene_tables_sha256": embedder.tables.sha256,
+        "scales": embedder.scales.model_dump_json(),
+        "slice": spec.model_dump_json(exclude={"path"}),
+        "technology": technology_of(spec),
+        "input_sha256": input_sha256,
+        "keep_cell_embeddings": options.keep_cell_embeddings,
+        "measure_seams": options.measure_seams,
+        "min_genes": options.min_genes,
+        "stofm_version": stofm.__version__,
+    }
+
+
+def embed_slice(st_slice: Slice, embedder: Embedder, options: EmbedOptions = DEFAULTS, *, wanted: IntArray | None = None) -> SliceEmbedding:
+    """Embed a slice: gene scale, virtual cells, sub-slices, SE(2) transformer; every cell comes back once, in its row.
+
+    With `wanted`, rows of the slice, only these are sure to be represented, and to be what they are in the whole; others may be NaN.
+    """
+    require_room(st_slice.n_cells, options.max_memory)
     ids, _ = map_to_human(st_slice, embedder.tables)
     scale = extract_gene_scale(st_slice.counts, ids, st_slice.coords_um, embedder.vocab, embedder.scales.rank_value)
+    n_genes = int((np.bincount(scale.tokens.tokens) > 0).sum()) if len(scale.rows) else 0
+    if n_genes < options.min_genes:
+        raise DataError(
+            f"{n_genes} genes with counts are in the model's vocabulary; expected at least {options.min_genes}. Use a model for these genes, "
+            "or lower `min_genes` (command line: --min-genes)."
+        )
     if not len(scale.rows):
         raise DataError("no cell expresses a gene of the model's vocabulary; expected some. Use a model for these genes.")
-    embeddings = embed_cells(embedder.model.cell_encoder, scale.tokens, cls_token=embedder.vocab.cls_token)
+    encoder = embedder.model.cell_encoder
+    embeddings = halving(
+        lambda n_tokens: embed_cells(encoder, scale.tokens, cls_token=embedder.vocab.cls_token, tokens_per_batch=n_tokens),
+        TOKENS_PER_BATCH["cpu" if next(encoder.parameters()).device.type == "cpu" else "gpu"],
+        what="cells",
+    )
+    is_wanted = None if wanted is None else np.isin(scale.rows, wanted)
+    virtual = None if embedder.scales.scheme == "published" else make_virtual_cells(scale.coords_um, embeddings, embedder.scales.virtual_cells)
+
+    def represent(**more: Any) -> FloatArray:
+        return represent_cells(scale, embeddings, embedder, virtual=virtual, max_memory=options.max_memory, **more)
 
     def in_rows(values: FloatArray) -> FloatArray:
         rows = np.full((st_slice.n_cells, EMBEDDING_DIM), np.nan, np.float32)
         rows[scale.rows] = values
         return rows
 
+    cell_repr = represent(is_wanted=is_wanted)
+    summary = _summary(cell_repr, virtual) if wanted is None else {}
+    if options.measure_seams and virtual is not None:
+        seams = _seams(scale, cell_repr, represent(is_shifted=True), embedder.scales)
+        summary |= {"seam_score": seams.score, "seam_pairs": seams.n_pairs}
     is_embedded = np.zeros(st_slice.n_cells, dtype=bool)
     is_embedded[scale.rows] = True
-    return SliceEmbedding(in_rows(represent_cells(scale, embeddings, embedder)), in_rows(embeddings), is_embedded)
+    return SliceEmbedding(in_rows(cell_repr), in_rows(embeddings), is_embedded, summary)
+
+
+def _summary(cell_repr: FloatArray, virtual: VirtualCells | None) -> dict[str, np.ndarray | float]:
+    summary: dict[str, np.ndarray | float] = {"mean": cell_repr.mean(axis=0), "spread": cell_repr.std(axis=0)}
+    if virtual is not None and len(virtual.sizes):
+        by_size = np.argsort(-virtual.sizes, kind="stable")
+        means = virtual_cells_of(virtual.of_cell, np.zeros((len(cell_repr), 2)), cell_repr).embeddings
+        summary |= {"virtual_mean": means[by_size], "virtual_sizes": virtual.sizes[by_size]}
+    return summary
+
+
+def _seams(scale: GeneScale, cell_repr: FloatArray, shifted: FloatArray, config: ScaleConfig) -> Seams:
+    owners = []
+    for is_shifted in (False, True):
+        owners.append(np.empty(len(cell_repr), np.int64))
+        for number, one in enumerate(cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices, is_shifted=is_shifted)):
+            owners[-1][one.owned] = number
+    return measure_seams(scale.coords_um, (owners[0], cosine_difference(cell_repr)), (owners[1], cosine_difference(shifted)))
 
 
 @torch.inference_mode()
-def represent_cells(scale: GeneScale, embeddings: FloatArray, embedder: Embedder) -> FloatArray:
+def represent_cells(
+    scale: GeneScale,
+    embeddings: FloatArray,
+    embedder: Embedder,
+    *,
+    virtual: VirtualCells | None = None,
+    is_shifted: bool = False,
+    is_wanted: BoolArray | None = None,
+    max_memory: int | None = None,
+) -> FloatArray:
     """Run the SE(2) transformer over a slice; (n, 256) float32 in the order of `scale`.
+
+    What several sub-slices tell of a cell, the one that owns it and those that see it as context, is averaged (`corpus.halo.blend_weights`).
+
+    Parameters
+    ----------
+    virtual : VirtualCells, optional
+        Spares making them again where the caller has them.
+    is_shifted : bool
+        By another tiling of the slice, to see what the borders of sub-slices do (`downstream.seams`).
+    is_wanted : (n,) bool, optional
+        Only what these cells need is computed; cells that no sub-slice was read for are NaN.
+    max_memory : int, optional
+        Bytes that the process may hold: decides how many sub-slices are read at once, not what comes out.
 
     Raises
     ------
@@ -152,46 +285,61 @@ def represent_cells(scale: GeneScale, embeddings: FloatArray, embedder: Embedder
     """
     transformer = embedder.model.se2_transformer
     device = next(transformer.parameters()).device
-    owned, read = (_published_input if embedder.scales.scheme == "published" else _tissue_input)(scale, embeddings, embedder.scales)
-    by_size = sorted(range(len(owned)), key=lambda number: len(owned[number]))  # little padding
-    cell_repr = np.empty_like(embeddings)
-    for start in range(0, len(owned), SUB_SLICES_PER_BATCH):
-        numbers = by_size[start : start + SUB_SLICES_PER_BATCH]
+    if embedder.scales.scheme == "published":
+        seen, read = _published_input(scale, embeddings)
+    else:
+        seen, read = _tissue_input(scale, embeddings, embedder.scales, virtual, is_shifted=is_shifted)
+    numbers = [number for number, (rows, weights) in enumerate(seen) if is_wanted is None or (is_wanted[rows] & (weights > 0)).any()]
+    by_size = sorted(numbers, key=lambda number: len(seen[number][0]))  # little padding
+    total, weight = np.zeros_like(embeddings), np.zeros((len(embeddings), 1), np.float32)
+
+    def represent(numbers: list[int]) -> None:
         batch, pairs = read(numbers, device)
         output, is_cell = transformer(batch, pairs).cell_repr.float().cpu().numpy(), batch.is_cell.cpu().numpy()
-        for number, tokens, of_cells in zip(numbers, output, is_cell, strict=True):
-            cell_repr[owned[number]] = tokens[of_cells][: len(owned[number])]
-    return cell_repr
+        told = [tokens[of_cells] for tokens, of_cells in zip(output, is_cell, strict=True)]
+        for number, tokens in zip(numbers, told, strict=True):
+            rows, weights = seen[number]
+            tokens *= weights[:, None]
+            total[rows] += tokens
+            weight[rows, 0] += weights
+
+    largest = max((len(rows) for rows, _ in seen), default=1)
+    in_batches(by_size, represent, n_most=sub_slices_in(max_memory, largest), what="sub-slices")
+    np.divide(total, weight, out=total, where=weight > 0)
+    total[weight[:, 0] == 0] = np.nan
+    return total
 
 
-Owned = list[IntArray]  # rows of the scale that each sub-slice owns; they come first among its cells
+Seen = list[tuple[IntArray, FloatArray]]  # of each sub-slice: rows of the scale, and how much it says of each counts
 ReadBatch = Callable[[list[int], torch.device], tuple[SubSliceBatch, Pairs | None]]  # of sub-slices with these numbers
 
 
-def _tissue_input(scale: GeneScale, embeddings: FloatArray, config: ScaleConfig) -> tuple[Owned, ReadBatch]:
-    virtual = make_virtual_cells(scale.coords_um, embeddings, config.virtual_cells)
-    parts = cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices)
+def _tissue_input(
+    scale: GeneScale, embeddings: FloatArray, config: ScaleConfig, virtual: VirtualCells | None, *, is_shifted: bool
+) -> tuple[Seen, ReadBatch]:
+    virtual = make_virtual_cells(scale.coords_um, embeddings, config.virtual_cells) if virtual is None else virtual
+    parts = cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices, is_shifted=is_shifted)
 
     def read(numbers: list[int], device: torch.device) -> tuple[SubSliceBatch, None]:
         return collate([sub_slice_arrays(scale, embeddings, virtual, parts[number]) for number in numbers]).to(device), None
 
-    return [one.owned for one in parts], read
+    return [(one.rows, blend_weights(one.rows, one.n_owned, scale.coords_um)) for one in parts], read
 
 
-def _published_input(scale: GeneScale, embeddings: FloatArray, config: ScaleConfig) -> tuple[Owned, ReadBatch]:
+def _published_input(scale: GeneScale, embeddings: FloatArray) -> tuple[Seen, ReadBatch]:
     order = np.argsort(scale.rows)  # cells in the order of the file
     published = extract_published(scale.coords_um[order], embeddings[order])
     places, virtual = published.places, published.virtual
-    owned: Owned = [order[members] for members in published.sub_slices]
+    rows = [order[members] for members in published.sub_slices]
 
     def sub_slice(number: int) -> PublishedSubSlice:
         distances = published_distances(places[published.sub_slices[number]], virtual.coords_um)
-        return PublishedSubSlice(embeddings[owned[number]], virtual.embeddings, distances)
+        return PublishedSubSlice(embeddings[rows[number]], virtual.embeddings, distances)
 
     def read(numbers: list[int], device: torch.device) -> tuple[SubSliceBatch, Pairs]:
         return collate_published([sub_slice(number) for number in numbers], device)
 
-    return owned, read
+    return [(members, np.ones(len(members), np.float32)) for members in rows], read
 
 
 def require_embedded(table: AnnData, name: str, *, weights_sha256: str | None = None) -> FloatArray:

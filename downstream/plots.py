@@ -26,7 +26,7 @@ MOST_VECTOR_POINTS = 20_000  # of a panel; more are drawn as a raster inside the
 VECTORS: Any = {"svg.fonttype": "none", "pdf.fonttype": 42}  # text stays text, to be edited for a paper
 
 
-def plot_tissue(coords_um: FloatArray, panels: Mapping[str, StrArray], path: Path) -> None:
+def plot_tissue(coords_um: FloatArray, panels: Mapping[str, StrArray], path: Path, *, classes: Sequence[str] | None = None) -> None:
     """Draw the cells of a slice once per panel, coloured by label; "" is grey.
 
     Parameters
@@ -35,15 +35,20 @@ def plot_tissue(coords_um: FloatArray, panels: Mapping[str, StrArray], path: Pat
     panels : {title: (n_cells,) str}
     path : Path
         PNG, PDF or SVG, by its suffix.
+    classes : list of str
+        All labels, in the order of the palette, so that several pictures share it; default: those that occur.
     """
-    plot_tissues({title: (coords_um, labels) for title, labels in panels.items()}, path)
+    plot_tissues({title: (coords_um, labels) for title, labels in panels.items()}, path, classes=classes)
 
 
-def plot_tissues(panels: Mapping[str, tuple[FloatArray, StrArray]], path: Path) -> None:
-    """Draw slices side by side, {title: (coordinates (n, 2) in micrometres, labels (n,) str)}; a label has one colour in all of them."""
+def plot_tissues(panels: Mapping[str, tuple[FloatArray, StrArray]], path: Path, *, classes: Sequence[str] | None = None) -> None:
+    """Draw slices side by side, {title: (coordinates (n, 2) in micrometres, labels (n,) str)}; a label has one colour in all of them.
+
+    `classes` as in `plot_tissue`.
+    """
     from matplotlib.figure import Figure
 
-    colours = colours_of(*(labels for _, labels in panels.values()))
+    colours = colours_of(*(labels for _, labels in panels.values())) if classes is None else _colours(classes)
     sides = [np.maximum(np.ptp(coords_um, axis=0), 1e-9) for coords_um, _ in panels.values()]
     steepness = max(height / width for width, height in sides)
     n_columns = min(len(panels), PANELS_PER_ROW)
@@ -144,7 +149,10 @@ def plot_losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def colours_of(*labels: StrArray) -> dict[str, str]:
     """Return a colour for every label in any of `labels`, each (n,) str, in their order; "" is grey."""
-    classes = sorted(set(np.concatenate([np.unique(one) for one in labels]).tolist()) - {""})
+    return _colours(sorted(set(np.concatenate([np.unique(one) for one in labels]).tolist()) - {""}))
+
+
+def _colours(classes: Sequence[str]) -> dict[str, str]:
     return dict(zip(classes, label_colours(len(classes)), strict=True)) | {"": MISSING}
 
 

@@ -1,12 +1,13 @@
 """Probes: small classifiers on frozen features, saved as plain arrays.
 
-scikit-learn fits them; what is kept is a chain of affine maps, so that a head is a safetensors file and no pickle.
+What is kept of a fit is a chain of affine maps, so that a head is a safetensors file and no pickle.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,12 +17,13 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from corpus.slice import FloatArray, IntArray, StrArray
+from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
 from stofm.config import FrozenModel
 from stofm.durable import replacing
 from stofm.errors import DataError, FormatError
 
 PROBE_FORMAT = "stofm-probe/1"
+HELD_SHARE = 0.1  # of the groups, for early stopping
 
 
 class ProbeConfig(FrozenModel):
@@ -29,7 +31,7 @@ class ProbeConfig(FrozenModel):
 
     kind: Literal["linear", "mlp", "knn"] = "linear"
     hidden: int = Field(128, ge=1, description="Width of the hidden layer (mlp).")
-    l2: float = Field(1e-2, gt=0, description="Penalty on the weights (linear: of the mean loss; mlp: alpha).")
+    l2: float = Field(1e-2, gt=0, description="Penalty on the weights (linear: of the mean loss; mlp: weight decay).")
     n_neighbors: int = Field(15, ge=1, description="Neighbours that vote (knn).")
     balanced: bool = Field(True, description="Every class weighs the same, however rare.")
     seed: int = 0
@@ -59,11 +61,15 @@ class Probe:
 
     def predict_proba(self, features: FloatArray) -> FloatArray:
         """Return (n, C) float32 probabilities for the cells of *one* slice, (n, F); NaN rows give NaN."""
-        x = centre_slice(features) / self.scale
+        x = self.scaled(features)
         is_known = np.isfinite(x).all(axis=1)
         proba = np.full((len(x), len(self.classes)), np.nan, np.float32)
         proba[is_known] = self._vote(x[is_known]) if self.config.kind == "knn" else self._scores(x[is_known])
         return proba
+
+    def scaled(self, features: FloatArray) -> FloatArray:
+        """Return the features of one slice as the probe reads them, (n, F)."""
+        return centre_slice(features) / self.scale
 
     def _scores(self, x: FloatArray) -> FloatArray:
         for weights, bias in self.layers[:-1]:
@@ -84,13 +90,15 @@ class Probe:
         return votes / votes.sum(axis=1, keepdims=True)
 
 
-def fit_probe(slices: list[tuple[FloatArray, StrArray]], config: ProbeConfig) -> Probe:
+def fit_probe(slices: list[tuple[FloatArray, StrArray]], config: ProbeConfig, groups: list[IntArray] | None = None) -> Probe:
     """Fit a probe to labelled slices.
 
     Parameters
     ----------
     slices : list of (features (n, F), labels (n,) str)
         Cells without a label ("") or with NaN features are left out, after centring.
+    groups : list of (n,) int, optional
+        What lies together, numbered over all slices; the mlp stops early by groups that it does not learn from, by single cells without.
 
     Raises
     ------
@@ -102,34 +110,39 @@ def fit_probe(slices: list[tuple[FloatArray, StrArray]], config: ProbeConfig) ->
     is_used = (labels != "") & np.isfinite(centred).all(axis=1)
     classes, y = np.unique(labels[is_used], return_inverse=True)
     if len(classes) < 2:
-        raise DataError(f"labels: found {len(classes)} classes {classes.tolist()} among {int(is_used.sum())} labelled cells; expected two or more.")
+        raise DataError(f"labels: found {len(classes)} classes {classes.tolist()} among {int(is_used.sum())} labelled cells; expected two or more. "
+                        "Name another column, or add labelled slices.")  # fmt: skip
     x = centred[is_used]
     scale = np.maximum(x.std(axis=0), 1e-6).astype(np.float32)
     x = (x / scale).astype(np.float32)
     layers: tuple[tuple[FloatArray, FloatArray], ...] = ()
     if config.kind != "knn":
-        layers = tuple(_both_classes(w.astype(np.float32), b.astype(np.float32)) for w, b in _FIT[config.kind](x, y, config))
+        together = np.arange(len(x)) if groups is None else np.concatenate(groups)[is_used]
+        layers = tuple(_both_classes(w.astype(np.float32), b.astype(np.float32)) for w, b in _FIT[config.kind](x, y, together, config))
     is_kept = slice(None) if config.kind == "knn" else slice(0)
     return Probe(config, classes, scale, layers, x[is_kept], y[is_kept])
 
 
-def _fit_linear(x: FloatArray, y: IntArray, config: ProbeConfig) -> list[tuple[FloatArray, FloatArray]]:
+def _fit_linear(x: FloatArray, y: IntArray, groups: IntArray, config: ProbeConfig) -> list[tuple[FloatArray, FloatArray]]:
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=1 / (config.l2 * len(x)), max_iter=2000, class_weight="balanced" if config.balanced else None).fit(x, y)
     return [(model.coef_.T, model.intercept_)]
 
 
-def _fit_mlp(x: FloatArray, y: IntArray, config: ProbeConfig) -> list[tuple[FloatArray, FloatArray]]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.utils.class_weight import compute_sample_weight
+def _fit_mlp(x: FloatArray, y: IntArray, groups: IntArray, config: ProbeConfig) -> list[tuple[FloatArray, FloatArray]]:
+    from downstream.mlp_probe import fit_mlp
 
-    model = MLPClassifier((config.hidden,), alpha=config.l2, batch_size=min(256, len(x)), max_iter=60, random_state=config.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of passes is the regularisation
-        model.fit(x, y, sample_weight=compute_sample_weight("balanced" if config.balanced else None, y))
-    return list(zip(model.coefs_, model.intercepts_, strict=True))
+    sizes = np.bincount(y)
+    weights = len(y) / (len(sizes) * sizes) if config.balanced else np.ones(len(sizes))
+    return fit_mlp(x, y, held_cells([groups], seed=config.seed)[0], hidden=config.hidden, l2=config.l2, class_weights=weights, seed=config.seed)
+
+
+def held_cells(groups: Sequence[IntArray], *, seed: int) -> list[BoolArray]:
+    """Tell which cells of each slice, (n,), belong to the tenth of the groups, one at least, that is held out."""
+    names = np.unique(np.concatenate(list(groups)))
+    chosen = np.random.default_rng(seed).permutation(names)[: max(1, round(HELD_SHARE * len(names)))]
+    return [np.isin(of_slice, chosen) for of_slice in groups]
 
 
 _FIT = {"linear": _fit_linear, "mlp": _fit_mlp}
@@ -149,9 +162,14 @@ def centre_slice(features: FloatArray) -> FloatArray:
         return features - np.nanmean(features, axis=0, dtype=np.float64)
 
 
-def save_probe(path: Path, probe: Probe, meta: dict[str, str]) -> None:
-    """Write a probe and what it belongs to as one safetensors file, whole or not at all."""
-    arrays = {"scale": probe.scale, "examples": probe.examples.astype(np.float32), "example_classes": probe.example_classes.astype(np.int64)}
+def save_probe(path: Path, probe: Probe, meta: dict[str, str], beside: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write a probe, what it belongs to and further arrays as one safetensors file, whole or not at all."""
+    arrays = {
+        **(beside or {}),
+        "scale": probe.scale,
+        "examples": probe.examples.astype(np.float32),
+        "example_classes": probe.example_classes.astype(np.int64),
+    }
     for number, (weights, bias) in enumerate(probe.layers):
         arrays |= {f"layers.{number}.weights": np.ascontiguousarray(weights), f"layers.{number}.bias": bias}
     header = {"format": PROBE_FORMAT, "config": probe.config.model_dump_json(), "classes": json.dumps(probe.classes.tolist()), **meta}
@@ -159,8 +177,8 @@ def save_probe(path: Path, probe: Probe, meta: dict[str, str]) -> None:
         save_file(arrays, aside, metadata=header)
 
 
-def load_probe(path: Path) -> tuple[Probe, dict[str, str]]:
-    """Read what `save_probe` wrote: the probe, and what it belongs to."""
+def load_probe(path: Path) -> tuple[Probe, dict[str, str], dict[str, np.ndarray]]:
+    """Read what `save_probe` wrote: the probe, what it belongs to, and all arrays of the file."""
     try:
         with safe_open(path, "np") as file:
             header = file.metadata() or {}
@@ -169,7 +187,8 @@ def load_probe(path: Path) -> tuple[Probe, dict[str, str]]:
         raise FormatError(f"head {path}: {error}; expected a file that `fit` wrote. Fit the head again.") from error
     if header.get("format") != PROBE_FORMAT:
         raise FormatError(f"head {path}: found format {header.get('format')!r}; expected {PROBE_FORMAT!r}. Fit the head again.")
-    n_layers = sum(name.endswith(".bias") for name in arrays)
+    n_layers = sum(name.startswith("layers.") and name.endswith(".bias") for name in arrays)
     layers = tuple((arrays[f"layers.{number}.weights"], arrays[f"layers.{number}.bias"]) for number in range(n_layers))
     config = ProbeConfig.model_validate_json(header["config"])
-    return Probe(config, np.array(json.loads(header["classes"])), arrays["scale"], layers, arrays["examples"], arrays["example_classes"]), header
+    probe = Probe(config, np.array(json.loads(header["classes"])), arrays["scale"], layers, arrays["examples"], arrays["example_classes"])
+    return probe, header, arrays

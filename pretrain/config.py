@@ -12,21 +12,24 @@ from stofm.se2_transformer import SE2TransformerConfig
 
 
 class OptimConfig(FrozenModel):
-    """AdamW with warm-up and cosine decay."""
+    """AdamW; the rate rises, and falls to a tenth: along a cosine, or late and straight after it stood still (warm-up, stable, decay)."""
 
     lr: float = Field(5e-4, gt=0)
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_share: float = Field(0.2, gt=0, le=1, description="Share of the steps over which the rate falls (wsd).")
     weight_decay: float = Field(0.01, ge=0)
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")
     clip_norm: float = Field(1.0, gt=0)
 
 
 class StageConfig(FrozenModel):
-    """What both stages share. A step sees `n_micro_batches` micro-batches, divided among the processes."""
+    """What all stages share. A step sees `n_micro_batches` micro-batches, divided among the processes."""
 
     epochs: float = Field(1.0, gt=0, description="Passes over the corpus.")
     max_steps: int | None = Field(None, ge=1, description="End earlier.")
     n_micro_batches: int = Field(1, ge=1, description="Micro-batches a step, over all processes; a multiple of their number.")
     optim: OptimConfig = Field(default_factory=OptimConfig)
+    compile: bool = Field(False, description="Through torch.compile; pays on GPUs and long runs.")
 
 
 class EncoderStageConfig(StageConfig):
@@ -58,6 +61,20 @@ class SE2StageConfig(StageConfig):
     displacement_weight: float = Field(0.0, ge=0, description="Of predicting how moved cells were moved; asks for `geometry: directional`.")
 
 
+class JointStageConfig(StageConfig):
+    """Joint stage: the cell encoder trained through the SE(2) transformer, by the objectives of the SE(2) stage with its settings."""
+
+    encoder_lr_share: float = Field(0.1, gt=0, le=1, description="Rate of the encoder over that of the transformer.")
+    tokens_per_chunk: int | None = Field(
+        16_384,
+        ge=1,
+        description="Cells of a sub-slice are embedded so many gene tokens at a time, computed again for the gradient; null: all at once.",
+    )
+    refresh_every: int | None = Field(
+        None, ge=1, description="Steps after which virtual cells are made anew of the encoder's weights; null: an epoch."
+    )
+
+
 class PretrainConfig(FrozenModel):
     """`stofm train`: a corpus in, a model out."""
 
@@ -69,7 +86,20 @@ class PretrainConfig(FrozenModel):
     se2_transformer: SE2TransformerConfig = Field(default_factory=SE2TransformerConfig)
     encoder_stage: EncoderStageConfig | None = Field(default_factory=EncoderStageConfig, description="null: the encoder stays as it starts.")
     se2_stage: SE2StageConfig = Field(default_factory=SE2StageConfig)
+    joint_stage: JointStageConfig | None = Field(None, description="null: the encoder stays frozen to the end.")
     precision: Literal["no", "bf16"] = Field("no", description="no: fp32.")
     log_every: int = Field(10, ge=1, description="Steps.")
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
-    n_checkpoints: int = Field(2, ge=1, description="Checkpoints kept.")
+    n_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept of a stage, beside the one with the best validation loss.")
+    n_validation: int = Field(32, ge=0, description="Units of validation slices whose losses are taken at every checkpoint; 0: none.")
+    watch_every: int = Field(
+        100, ge=1, description="Steps between looks at the embeddings: effective rank, spread, and an alarm where they collapse."
+    )
+    probe_every: int = Field(0, ge=0, description="Steps between probes of labelled validation slices; 0: none.")
+    trackers: list[Literal["wandb", "mlflow"]] = Field([], description="Log to these too, beside JSON lines and TensorBoard; they must be installed.")
+
+    @property
+    def stages(self) -> dict[str, StageConfig]:
+        """Settings of the stages of this run, by their names, in their order."""
+        stages = {"encoder_stage": self.encoder_stage, "se2_stage": self.se2_stage, "joint_stage": self.joint_stage}
+        return {name: stage for name, stage in stages.items() if stage is not None}

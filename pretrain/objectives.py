@@ -15,6 +15,7 @@ from stofm.batch import SubSliceBatch
 from stofm.heads import CellHead, ContextHead, PairHead
 
 if TYPE_CHECKING:
+    from pretrain.config import SE2StageConfig
     from stofm.cell_encoder import CellEncoder
     from stofm.geometry import Pairs
     from stofm.se2_transformer import SE2Transformer
@@ -140,19 +141,26 @@ class SE2Objectives(nn.Module):
 
             self.displacement_head = DisplacementHead(n_radial=config.n_radial, n_neighbors=config.n_neighbors)
 
-    def forward(self, batch: MaskedBatch, pairs: Pairs | None = None) -> Sums:
+    @classmethod
+    def of(cls, config: SE2StageConfig, transformer: SE2Transformer) -> SE2Objectives:
+        """Return the objectives that a configuration gives a weight."""
+        context_um = config.context_um if config.context_weight else None
+        return cls(transformer, context_um=context_um, with_displacements=config.displacement_weight > 0)
+
+    def forward(self, batch: MaskedBatch, pairs: Pairs | None = None, *, seen: SubSliceBatch | None = None) -> Sums:
         """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and, on request, ``context`` (a mean over a cell's contexts) and ``displacement``.
 
-        `pairs` as in `SE2Transformer.forward`.
+        `pairs` as in `SE2Transformer.forward`; `seen` is what the model reads instead of ``batch.seen``, of which the targets stay: the same
+        cells at the same places, with other embeddings and virtual cells.
         """
         pairs = self.transformer.find_pairs(batch.seen) if pairs is None else pairs
-        out = self.transformer(batch.seen, pairs, wanted=batch.pairs)
+        out = self.transformer(batch.seen, pairs, wanted=batch.pairs) if seen is None else self.transformer(seen, wanted=batch.pairs)
         b, i = batch.predicted.unbind(1)
         cosine = (self.cell_head(out.cell_repr[b, i]).float() * batch.embeddings).sum(-1)
         distances = self.pair_head(out.pair_repr).float()
         sums = {"mcm": (1 - cosine).sum(), "pdr": ((distances - batch.pair_distances) ** 2).sum()}
         if self.context_head is not None and self.context_um is not None:
-            found = self.context_head(out.cell_repr[batch.seen.is_cell]).float()
+            found = self.context_head(out.cell_repr[(batch.seen if seen is None else seen).is_cell]).float()
             sums["context"] = ((found - context_of_cells(batch.seen, pairs, self.context_um)) ** 2).sum(-1).mean(1).sum()
         if self.displacement_head is not None:
             b, i = batch.moved.unbind(1)

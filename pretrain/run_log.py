@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from stofm.durable import write_text
 
@@ -20,7 +21,7 @@ class RunLog:
             kept = [line for line in read_run_log(self.path) if line["stage"] != stage or line["step"] <= step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def write(self, stage: str, step: int, losses: dict[str, float], **measures: float) -> None:
+    def write(self, stage: str, step: int, losses: dict[str, float], **measures: Any) -> None:
         """Append one line; floats are written so that they read back the same, to the bit."""
         if self.is_writer:
             with self.path.open("a", encoding="utf-8") as file:
@@ -37,3 +38,8 @@ def read_run_log(path: Path) -> list[dict]:
         except ValueError:
             break
     return whole
+
+
+def steps_of(lines: list[dict]) -> dict[str, int]:
+    """Return the last step of every stage that was logged, in their order."""
+    return {line["stage"]: line["step"] for line in lines}

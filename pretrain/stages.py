@@ -1,9 +1,9 @@
-"""The two stages as the loop sees them: how many units there are, what a micro-batch of them holds, and the objectives."""
+"""The stages as the loop sees them: how many units there are, what a micro-batch of them holds, and the objectives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ from torch import nn
 
 from corpus.view import View
 from pretrain.config import EncoderStageConfig, SE2StageConfig, StageConfig
+from pretrain.cost import contrast_flops, encoder_config_of, encoder_flops, gene_head_flops, se2_head_flops, transformer_flops
 from pretrain.data import cells_of_chunk, chunk_sub_slices, generator
 from pretrain.masking import mask_gene_tokens, mask_sub_slice
 from pretrain.objectives import CellPairBatch, EncoderObjectives, MaskedBatch, SE2Objectives
+from pretrain.telemetry import NOTHING, Work
 from stofm.batch import collate
 from stofm.cell_encoder import CellEncoder
-from stofm.fields import GENE_TOKENS, N_TOKENS
+from stofm.fields import GENE_TOKENS, N_TOKENS, PAD_TOKEN
 from stofm.gene_tokens import GeneTokens
 from stofm.se2_transformer import SE2Transformer
 
@@ -36,6 +38,17 @@ class Stage:
         Units of a micro-batch.
     micro_batch : (units as (epoch, unit) pairs) -> batch with ``counts()`` and ``to(device)``
     weights : {objective: weight in the total}
+    key : unit -> str
+        Its record, by which it is named where something is wrong with it.
+    work : batch -> Work
+    embed : (model, batch) -> (n, D)
+        What the model makes of the cells of a batch, to see whether it still tells them apart.
+    validation : Stage, optional
+        The same on slices that are held out; its model is not used.
+    lr_shares : {part of the model: share of the learning rate}
+    refresh_every : int, optional
+        Steps after which `refresh(border, step)` is called before data of `step` are read; `border` is the step itself, or where a run goes on
+        after a stop, the last one before it at which it was called.
     """
 
     name: str
@@ -45,6 +58,21 @@ class Stage:
     units_each: int
     micro_batch: Callable[[Sequence[tuple[int, int]]], Any]
     weights: dict[str, float]
+    key: Callable[[int], str] = str
+    work: Callable[[Any], Work] = lambda _: NOTHING
+    embed: Callable[[Any, Any], torch.Tensor] | None = None
+    validation: Stage | None = None
+    lr_shares: dict[str, float] = field(default_factory=dict)
+    refresh_every: int | None = None
+    refresh: Callable[[int, int], None] = lambda *_: None
+
+    def border_before(self, step: int) -> int:
+        """Return the step of the last refresh, `step` itself or one before it."""
+        return step - step % (self.refresh_every or self.n_steps)
+
+    def border_after(self, step: int) -> int:
+        """Return the step of the next refresh, or the end."""
+        return min(self.n_steps, self.border_before(step) + (self.refresh_every or self.n_steps))
 
     @property
     def n_steps(self) -> int:
@@ -54,9 +82,19 @@ class Stage:
         return min(steps, self.config.max_steps or steps)
 
 
-def encoder_stage(config: EncoderStageConfig, encoder: CellEncoder, view: View, *, cls_token: int, seed: int) -> Stage:
-    """Encoder adaptation on the gene tokens of a corpus."""
+def records_of(view: View, splits: Mapping[str, str], *wanted: str) -> list[int]:
+    """Return the records of slices in one of these splits; `splits` gives that of every slice."""
+    return [number for number, place in enumerate(view.places) if splits[place.slice_id] in wanted]
+
+
+def encoder_stage(
+    config: EncoderStageConfig, encoder: CellEncoder, view: View, *, cls_token: int, seed: int, records: Sequence[int] | None = None
+) -> Stage:
+    """Encoder adaptation on the gene tokens of a corpus, or of these records of it."""
     units = chunk_sub_slices(view, n_cells=config.cells_per_micro_batch, n_tokens=config.tokens_per_micro_batch)
+    if records is not None:
+        chosen = set(records)
+        units = [unit for unit in units if unit[0] in chosen]
 
     def micro_batch(which: Sequence[tuple[int, int]]) -> CellPairBatch:
         ((epoch, number),) = which
@@ -72,15 +110,32 @@ def encoder_stage(config: EncoderStageConfig, encoder: CellEncoder, view: View, 
 
     model = EncoderObjectives(encoder, temperature=config.temperature)
     weights = {"mgm": config.mgm_weight, "contrastive": config.contrastive_weight}
-    return Stage(ENCODER, config, model, len(units), 1, micro_batch, weights)
+    sizes = encoder_config_of(encoder)
+
+    def work(batch: CellPairBatch) -> Work:
+        lengths = (batch.tokens != PAD_TOKEN).sum(1).cpu().numpy()
+        flops = encoder_flops(sizes, lengths) + contrast_flops(len(lengths) // 2)
+        flops += gene_head_flops(sizes, n_hidden=len(batch.hidden_tokens), n_ids=encoder.n_tokens)
+        return Work(len(lengths) // 2, 0, int(lengths.sum()), flops.total)
+
+    return Stage(
+        ENCODER, config, model, len(units), 1, micro_batch, weights,
+        key=lambda unit: view.places[units[unit][0]].key, work=work,
+        embed=lambda model, batch: model.encoder(batch.tokens[: len(batch.tokens) // 2]),
+    )  # fmt: skip
 
 
-def se2_stage(config: SE2StageConfig, transformer: SE2Transformer, view: View, *, seed: int) -> Stage:
-    """Masked cell modeling, pairwise distance recovery and, on request, tissue context and displacements on the sub-slices of a corpus."""
+def se2_stage(
+    config: SE2StageConfig, transformer: SE2Transformer, view: View, *, seed: int, records: Sequence[int] | None = None,
+    model: SE2Objectives | None = None,
+) -> Stage:  # fmt: skip
+    """Masked cell modeling, pairwise distance recovery and, on request, tissue context and displacements on the sub-slices of a corpus, or some."""
+    records = range(len(view)) if records is None else records
     n_neighbors = transformer.config.n_neighbors
 
     def micro_batch(which: Sequence[tuple[int, int]]) -> MaskedBatch:
-        masked = [mask_sub_slice(view.read(unit), config, n_neighbors=n_neighbors, rng=generator(seed, epoch, unit)) for epoch, unit in which]
+        drawn = [(view.read(records[unit]), generator(seed, epoch, records[unit])) for epoch, unit in which]
+        masked = [mask_sub_slice(arrays, config, n_neighbors=n_neighbors, rng=rng) for arrays, rng in drawn]
         predicted = [np.flatnonzero(one.is_predicted) for one in masked]
         return MaskedBatch(
             seen=collate([one.seen for one in masked]),
@@ -93,9 +148,22 @@ def se2_stage(config: SE2StageConfig, transformer: SE2Transformer, view: View, *
         )
 
     weights = {"mcm": config.mcm_weight, "pdr": config.pdr_weight, "context": config.context_weight, "displacement": config.displacement_weight}
-    context_um = config.context_um if config.context_weight else None
-    model = SE2Objectives(transformer, context_um=context_um, with_displacements=config.displacement_weight > 0)
-    return Stage(SE2, config, model, len(view), config.sub_slices_per_micro_batch, micro_batch, weights)
+    model = SE2Objectives.of(config, transformer) if model is None else model
+    sizes, n_contexts = transformer.config, 1 + len(config.context_um) if config.context_weight else 0
+
+    def work(batch: MaskedBatch) -> Work:
+        cells, virtual = batch.seen.is_cell.sum(1).tolist(), batch.seen.is_virtual.sum(1).tolist()
+        n_predicted, n_pairs = len(batch.predicted), len(batch.pairs)
+        flops = se2_head_flops(sizes, n_cells=sum(cells), n_predicted=n_predicted, n_pairs=n_pairs, n_contexts=n_contexts)
+        for n_cells, n_virtual in zip(cells, virtual, strict=True):
+            flops += transformer_flops(sizes, n_cells=n_cells, n_virtual=n_virtual)
+        return Work(sum(cells), len(cells), sum(cells) + sum(virtual), flops.total)
+
+    return Stage(
+        SE2, config, model, len(records), config.sub_slices_per_micro_batch, micro_batch, weights,
+        key=lambda unit: view.places[records[unit]].key, work=work,
+        embed=lambda model, batch: model.transformer(batch.seen).cell_repr[batch.seen.is_cell],
+    )  # fmt: skip
 
 
 def _with_number(b: int, indices: np.ndarray) -> np.ndarray:

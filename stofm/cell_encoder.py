@@ -148,12 +148,12 @@ def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tok
     device = next(encoder.parameters()).device
     budget = tokens_per_batch or TOKENS_PER_BATCH["cpu" if device.type == "cpu" else "gpu"]
     embeddings = np.empty((len(tokens.lengths), EMBEDDING_DIM), np.float32)
-    for cells in _batches(tokens.lengths + 1, budget):
+    for cells in batches_by_length(tokens.lengths + 1, budget):
         embeddings[cells] = encoder(torch.from_numpy(tokens.padded(cells, cls_token=cls_token)).to(device)).float().cpu().numpy()
     return embeddings
 
 
-def _batches(lengths: NDArray[np.integer], budget: int) -> Iterator[NDArray[np.integer]]:
+def batches_by_length(lengths: NDArray[np.integer], budget: int) -> Iterator[NDArray[np.integer]]:
     """Deal cells of these lengths, (n,), the shortest first, into batches of at most `budget` tokens with their padding, or of one cell."""
     by_length = np.argsort(lengths, kind="stable")
     start = 0

@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -25,11 +26,14 @@ from stofm.cell_encoder import CellEncoder
 from stofm.config import FrozenModel, parse_config
 from stofm.durable import MARKER, read_json, replacing, require_folder, tree_sha256, write_json
 from stofm.errors import CheckpointError
+from stofm.hub import local_folder, push_folder
 from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
 from stofm.weights import load_weights
 
 MODEL_KIND: Final = "stofm-model/1"
 WEIGHTS = "se2_transformer.safetensors"
+OWN_FILES = (WEIGHTS, "cell_encoder/")  # what `save_model` makes itself; the other files are texts of the caller
+ENCODER_START: Final = "cell_encoder_start"  # beside a run's model: the cell encoder before its adaptation
 
 
 class ModelMeta(FrozenModel):
@@ -58,6 +62,23 @@ class Model:
     weights_sha256: str
     meta: ModelMeta
 
+    @classmethod
+    def from_pretrained(cls, where: str | Path) -> Model:
+        """Load a model from a folder, or from the Hugging Face hub by its name; as `load_model`."""
+        return load_model(where)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model, with the weights that it has now, as a model folder."""
+        texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.meta.files if not name.startswith(OWN_FILES)}
+        trained_on, licence = self.meta.trained_on, self.meta.licence
+        save_model(Path(folder), self.cell_encoder, self.se2_transformer, texts=texts, trained_on=trained_on, licence=licence)
+
+    def push_to_hub(self, repo: str, *, private: bool = False) -> str:
+        """Put the model, as `save_pretrained` writes it, on the Hugging Face hub as ``owner/name``; returns the address of the commit."""
+        with TemporaryDirectory() as scratch:
+            self.save_pretrained(Path(scratch) / "model")
+            return push_folder(Path(scratch) / "model", repo, private=private, message=f"SToFM model {self.weights_sha256[:12]}")
+
 
 def save_model(
     folder: Path,
@@ -81,16 +102,17 @@ def save_model(
         write_json(aside / MARKER, {"kind": MODEL_KIND})
 
 
-def load_model(folder: Path) -> Model:
-    """Load a model folder after checking every file against its hash.
+def load_model(where: str | Path) -> Model:
+    """Load a model, from a folder or by its name on the Hugging Face hub (`stofm.hub.local_folder`), after checking every file against its hash.
 
     Raises
     ------
     ConfigError
-        If `folder` is no model folder, or its ``model.json`` says something that this version does not know.
+        If `where` is no model folder, or its ``model.json`` says something that this version does not know.
     CheckpointError
         If a file is missing, changed or does not fit the sizes stated.
     """
+    folder = local_folder(where)
     require_folder(folder, MODEL_KIND, made_by="stofm train CONFIG")
     meta = parse_config(ModelMeta, read_json(folder / "model.json"), where=f"model {folder}: model.json")
     files = tree_sha256(folder)

@@ -45,9 +45,7 @@ def load_config(cls: type[ConfigT], path: Path | str, overrides: Sequence[str] =
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"configuration {path}: no such file; expected a YAML file. See configs/README.md for those shipped.")
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"override {override!r}: found no '='; expected key=value, for example optim.lr=1e-4.")
+    _require_pairs(overrides)
     try:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
@@ -60,6 +58,24 @@ def load_config(cls: type[ConfigT], path: Path | str, overrides: Sequence[str] =
     if not isinstance(values, Mapping):
         raise ConfigError(f"configuration {path}: found {type(values).__name__}; expected a mapping of settings.")
     return parse_config(cls, {str(key): value for key, value in values.items()}, where=f"configuration {path}")
+
+
+def override_config(config: ConfigT, overrides: Sequence[str], *, where: str) -> ConfigT:
+    """Return `config` with dotted overrides merged over it; raises as `load_config`."""
+    _require_pairs(overrides)
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(config.model_dump(mode="json")), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: {one_line(error)}; expected key=value overrides.") from error
+    assert isinstance(values, dict)
+    return parse_config(type(config), {str(key): value for key, value in values.items()}, where=where)
+
+
+def _require_pairs(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r}: found no '='; expected key=value, for example optim.lr=1e-4.")
 
 
 def parse_config(cls: type[ConfigT], values: Mapping[str, Any], *, where: str) -> ConfigT:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 
 class StofmError(Exception):
-    """Base of every error that the command line shows in one line, without a traceback."""
+    """Base of every error that the command line shows in one line, without a traceback; it ends with `exit_code`."""
+
+    exit_code = 2
 
     def __str__(self) -> str:
         """The address notes, outermost first, in front of the message."""
@@ -49,6 +51,15 @@ class FormatError(StofmError):
 
 class CheckpointError(StofmError):
     """A checkpoint is damaged, or belongs to another run, model or vocabulary."""
+
+
+class Stopped(StofmError):
+    """Training was told to stop by SIGTERM or SIGUSR1 and wrote a checkpoint; the same command goes on.
+
+    Exit code 75 (EX_TEMPFAIL of sysexits.h): a batch script queues the job again on it, and on no other code.
+    """
+
+    exit_code = 75
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import ZipFile, is_zipfile
@@ -41,6 +43,15 @@ def load_weights(module: nn.Module, path: Path) -> None:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {one_line(error)[:150]}; expected the weights of this model. Use a matching pair.") from error
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return one sha256 of named tensors: equal for equal names and numbers, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _load_inertly(path: Path) -> object:

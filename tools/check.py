@@ -19,6 +19,7 @@ from corpus.slice import SliceSpec
 from corpus.store import Corpus
 from stofm.durable import require_folder
 from stofm.errors import ConfigError, DataError
+from stofm.hub import local_folder
 from tools.console import console, say, show_error
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -65,6 +66,7 @@ def _genes(model: Path | None, corpus: Path | None) -> Genes:
         return Genes(opened.gene_tables, opened.vocab)
     if model is None:
         return Genes(load_gene_tables())
+    model = local_folder(model)
     require_folder(model, "stofm-model/1", made_by="stofm train CONFIG")
     return Genes(gene_tables_of_model(model), read_gene_vocab(model / "gene_vocab.csv"))
 

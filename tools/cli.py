@@ -13,6 +13,7 @@ import typer
 
 import stofm
 from stofm.errors import StofmError
+from tools.task_verbs import add_task_verbs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +29,10 @@ UmPerUnit = Annotated[Optional[float], typer.Option(help="Micrometres per unit o
 SpatialKey = Annotated[str, typer.Option(help="obsm key of the coordinates.")]
 CountsLayer = Annotated[Optional[str], typer.Option(help="Layer with raw counts; default X.")]  # noqa: UP045
 SpeciesName = Annotated[str, typer.Option(help="auto, human or mouse.")]
+ModelAt = Annotated[Path, typer.Option(help="Model folder (the `model/` of a run), or its name on the Hugging Face hub.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
+Model = Annotated[Optional[Path], typer.Option(help="Model folder; fine-tuned heads need the one that embedded the slices.")]  # noqa: UP045
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -140,13 +144,56 @@ def train(config: Config, overrides: Overrides = None) -> None:
     """Pretrain a model on a corpus; started again, it goes on where it stopped.
 
     Several processes: `accelerate launch --no_python stofm train CONFIG` or `torchrun --no-python stofm train CONFIG`.
+
+    SIGTERM or SIGUSR1 ends it after the step at hand, with a checkpoint and exit code 75: start it again.
     """
     from tools.train import run_train
 
     run_train(config, overrides or [])
 
 
-model_verbs = typer.Typer(no_args_is_help=True, help="Import a published checkpoint, show and test a model.")
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="cpu (this machine's, measured now), t4, v100, a100-80gb, h100, ...")] = "cpu",
+    devices: Annotated[int, typer.Option(help="How many of them.")] = 1,
+    share: Annotated[Optional[float], typer.Option(help="Share of the peak that is reached; a run's log says it. Default: 0.3.")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document for programs.")] = False,
+) -> None:
+    """Say what `stofm train CONFIG` will take: steps, cells, tokens, operations, memory, hours, disk; after a run, the facts beside it."""
+    from tools.plan import run_plan
+
+    run_plan(config, overrides or [], device=device, n_devices=devices, share=share, as_json=as_json)
+
+
+@app.command()
+def adapt(
+    slices: Slices,
+    model: ModelAt,
+    out: Annotated[Path, typer.Option(help="Output folder; the adapted model will be in its `model/`.", show_default=False)],
+    reference: Annotated[Optional[list[Path]], typer.Option(help="Slice on which forgetting is measured; may be given again.")] = None,  # noqa: UP045
+    lora: Annotated[bool, typer.Option("--lora", help="Train small adapters beside the weights (peft) instead of the weights.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="With --lora: also write a model with the adapters added to its weights.")] = False,
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="Setting to change, key=value; may be given again.")] = None,  # noqa: UP045
+    um_per_unit: UmPerUnit = None,
+    spatial_key: SpatialKey = "spatial",
+    counts_layer: CountsLayer = None,
+    species: SpeciesName = "auto",
+) -> None:
+    """Go on pretraining a model on your slices; report losses, probes and forgetting, before and after.
+
+    A block of every slice is held out and measured on. Settings: docs/pretraining.md. Started again, it goes on where it stopped.
+    """
+    from tools.adapt import run_adapt
+    from tools.specs import slice_specs
+
+    options = {"um_per_unit": um_per_unit, "spatial_key": spatial_key, "counts_layer": counts_layer, "species": species}
+    both = slice_specs([*slices, *(reference or [])], **options)
+    run_adapt(both[: len(slices)], both[len(slices) :], model, out, lora=lora, merge=merge, overrides=set_ or [])
+
+
+model_verbs = typer.Typer(no_args_is_help=True, help="Import a published checkpoint, show and test a model, share it.")
 app.add_typer(model_verbs, name="model")
 
 
@@ -184,10 +231,22 @@ def model_show(
     run_show(model, as_json=as_json)
 
 
+@model_verbs.command("push")
+def model_push(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.", show_default=False)],
+    repo: Annotated[str, typer.Option(help="Name on the hub: owner/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Show it to nobody else.")] = False,
+) -> None:
+    """Put a model with its card on the Hugging Face hub; `--model owner/name` then works wherever a model folder does."""
+    from tools.model import run_push
+
+    run_push(model, repo, private=private)
+
+
 @app.command()
 def embed(
     slices: Slices,
-    model: Annotated[Path, typer.Option(help="Model folder: the `model/` of a run.", show_default=False)],
+    model: ModelAt,
     out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
     um_per_unit: UmPerUnit = None,
     spatial_key: SpatialKey = "spatial",
@@ -198,14 +257,47 @@ def embed(
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,  # noqa: UP045
     keep_cell_embeddings: Annotated[bool, typer.Option(help="Also write obsm['X_stofm_cell'], the gene scale alone.")] = False,
     scheme: Annotated[Optional[str], typer.Option(help="tissue or published; default: the model's, and no other is taken.")] = None,  # noqa: UP045
+    max_memory: Annotated[str, typer.Option(help="What the process may hold; changes no embedding.")] = "8GB",
+    min_genes: Annotated[int, typer.Option(help="Refuse slices with fewer detected genes that the model knows.")] = 20,
+    seams: Annotated[bool, typer.Option("--seams", help="Measure what the borders of sub-slices do: embeds twice, by two tilings.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace embeddings of other inputs, models or settings.")] = False,
 ) -> None:
-    """Embed slices: the same AnnData comes out with obsm["X_stofm"]."""
-    from tools.embed import run_embed
+    """Embed slices: the same AnnData or SpatialData comes out with obsm["X_stofm"].
+
+    Started again, it passes over slices that are embedded already. A slice that cannot be embedded does not keep the others from it.
+    """
+    from tools.embed import embed_options, run_embed
     from tools.specs import slice_specs
 
     specs = slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species,
                         technology=technology, section_key=section_key)  # fmt: skip
-    run_embed(specs, model, out, device=device, keep_cell_embeddings=keep_cell_embeddings, scheme=scheme)
+    options = embed_options(keep_cell_embeddings=keep_cell_embeddings, measure_seams=seams, min_genes=min_genes, max_memory=max_memory)
+    run_embed(specs, model, out, device=device, options=options, scheme=scheme, overwrite=overwrite)
+
+
+@app.command()
+def verify(
+    embedded: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `stofm embed` wrote.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="The model that embedded it.", show_default=False)],
+    cells: Annotated[int, typer.Option(help="Cells of each slice that are embedded again; 0: all.")] = 64,
+) -> None:
+    """Embed a sample of the cells of embedded slices again and compare; exit code 2: slices and rows that differ are named."""
+    from tools.verify import run_verify
+
+    run_verify(embedded, model, n_cells=cells or None)
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A slice that `stofm embed` or a head wrote.", show_default=False)],
+    to: Annotated[str, typer.Option(help="xenium-explorer, geojson or seurat.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+    group: Annotated[Optional[str], typer.Option(help="obs column with the groups of cells; default: the first prediction there is.")] = None,  # noqa: UP045
+) -> None:
+    """Write an embedded or predicted slice for Xenium Explorer, as GeoJSON, or as tables that R reads."""
+    from tools.export import run_export
+
+    run_export(path, out, to=to, group=group)
 
 
 def _add_head_verbs(name: str, task: Literal["region", "cell_type"], doing: str, classes: str) -> None:
@@ -218,33 +310,44 @@ def _add_head_verbs(name: str, task: Literal["region", "cell_type"], doing: str,
         slices: Embedded,
         out: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
         label: Annotated[str, typer.Option(help="obs column with the true labels.")] = task,
-        kind: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "linear",
+        kind: Annotated[str, typer.Option(help="linear, mlp, knn, or finetune: layers of the model learn too.")] = "linear",
+        depth: Annotated[str, typer.Option(help="finetune: the last layer, all, or lora.")] = "last",
+        model: Model = None,
+        overwrite: Overwrite = False,
     ) -> None:
         from tools.heads import run_fit
 
-        run_fit(slices, out, task=task, label=label, kind=kind)
+        run_fit(slices, out, task=task, label=label, kind=kind, depth=depth, model=model, overwrite=overwrite)
 
     @verbs.command(help=f"Predict {classes}, with probabilities and a picture; scored where the slice has true labels.")
     def predict(
         slices: Embedded,
         head: Annotated[Path, typer.Option(help="Folder of the head.", show_default=False)],
         out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+        coverage: Annotated[float, typer.Option(help="Share of cells whose set of labels is to hold the true one.")] = 0.9,
+        min_confidence: Annotated[float, typer.Option(help="Cells whose label is less probable get none.")] = 0.0,
+        max_novelty: Annotated[float, typer.Option(help="Cells with a higher out-of-distribution score (0 to 1) get no label.")] = 1.0,
+        smooth: Annotated[int, typer.Option(help="Average over so many nearest cells; the raw prediction is kept beside.")] = 0,
+        model: Model = None,
+        overwrite: Overwrite = False,
     ) -> None:
         from tools.heads import run_predict
 
-        run_predict(slices, head, out, task=task)
+        options = {"coverage": coverage, "min_confidence": min_confidence, "max_novelty": max_novelty, "smooth_neighbors": smooth}
+        run_predict(slices, head, out, task=task, options=options, model=model, overwrite=overwrite)
 
 
 _add_head_verbs("segment", "region", "Region segmentation", "regions")
 _add_head_verbs("annotate", "cell_type", "Cell type annotation", "cell types")
+add_task_verbs(app)
 
 
 @app.command()
-def evaluate(config: Config, overrides: Overrides = None) -> None:
-    """Compare the model with PCA baselines on held-out slices: a table, per-class scores, pictures."""
+def evaluate(config: Config, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Compare the model, its parts and plain baselines on held-out slices, donors or blocks: a table with intervals, per-class scores, pictures."""
     from tools.evaluate import run_evaluate
 
-    run_evaluate(config, overrides or [])
+    run_evaluate(config, overrides or [], overwrite=overwrite)
 
 
 @app.command()
@@ -271,4 +374,4 @@ def main() -> None:
             raise
         if is_main_process():
             show_error(error)
-        sys.exit(2)
+        sys.exit(error.exit_code)

@@ -9,8 +9,8 @@ from corpus.scales import ScaleConfig
 from corpus.simulate import SimulationConfig, simulate_slices
 from corpus.slice import SliceSpec
 from corpus.sub_slices import SubSliceConfig
-from downstream.embedding import write_table
-from downstream.evaluate import EvaluateConfig, TaskConfig, evaluate, markdown_table
+from downstream.embedding import EmbedOptions, write_table
+from downstream.evaluate import EvaluateConfig, TaskConfig, evaluate
 from pretrain.config import EncoderStageConfig, OptimConfig, PretrainConfig, SE2StageConfig
 from stofm.cell_encoder import CellEncoderConfig
 from stofm.durable import claim_folder, write_text
@@ -47,16 +47,16 @@ def run_demo(out: Path, *, seed: int) -> None:
     model = train_and_report(run)
 
     say(f"\nstofm embed {out}/slices/*.h5ad --model {model} --out {out}/embedded")
-    embedded = run_embed(slice_specs(paths), model, out / "embedded", device=None, keep_cell_embeddings=True)
+    embedded = run_embed(slice_specs(paths), model, out / "embedded", options=EmbedOptions(keep_cell_embeddings=True))
     for verb, task in (("segment", "region"), ("annotate", "cell_type")):
         say(f"\nstofm {verb} fit {out}/embedded/slice_[0-{N_TRAINING - 1}].h5ad --out {out}/{task}_head")
-        run_fit(embedded[:-1], out / f"{task}_head", task=task, label=task, kind="linear")  # type: ignore[arg-type]
+        run_fit(embedded[:-1], out / f"{task}_head", task=task, label=task, kind="linear", overwrite=True)  # type: ignore[arg-type]
         say(f"\nstofm {verb} predict {embedded[-1]} --head {out}/{task}_head --out {out}/predicted_{task}")
-        run_predict(embedded[-1:], out / f"{task}_head", out / f"predicted_{task}", task=task)  # type: ignore[arg-type]
+        run_predict(embedded[-1:], out / f"{task}_head", out / f"predicted_{task}", task=task, overwrite=True)  # type: ignore[arg-type]
 
     comparison = evaluate_config(model, out / "evaluation", training, unseen)
     _step(out, "evaluate", comparison.to_yaml())
-    say(markdown_table(evaluate(comparison, track=tracking)))
+    say(evaluate(comparison, overwrite=True, track=tracking).read_text(encoding="utf-8"))
     say(f"regions of the unseen slice:    {out}/predicted_region/{unseen[0].stem}_region.png")
     say(f"cell types of the unseen slice: {out}/predicted_cell_type/{unseen[0].stem}_cell_type.png")
     say(f"loss curves: {out}/run/losses.png      model: {model}      table: {out}/evaluation/table.md")
@@ -90,6 +90,7 @@ def evaluate_config(model: Path, out: Path, training: list[Path], unseen: list[P
     return EvaluateConfig(
         model=str(model),
         out=str(out),
+        allow_seen=[path.stem for path in training],
         tasks=[TaskConfig(name="region", task="region", slices=slices), TaskConfig(name="cell_type", task="cell_type", slices=slices)],
     )
 

@@ -11,6 +11,7 @@ from corpus.gene_vocab import GeneConfig
 from downstream.embedding import Embedder, load_embedder
 from downstream.model_import import import_published
 from downstream.self_test import MOST_CHANGE, self_test
+from stofm.checkpoint import Model
 from stofm.config import parse_config
 from stofm.errors import CheckpointError
 from tools.console import say, tracking
@@ -27,6 +28,14 @@ def run_import(se2: Path, config: Path, cell_encoder: Path, out: Path, *, genes:
     with tracking(f"{se2}: importing"):
         model = import_published(se2, config, cell_encoder, settings, out, licence=licence, report=say)
     say(f"model: {model}")
+
+
+def run_push(model: Path, repo: str, *, private: bool) -> None:
+    """Put a model on the Hugging Face hub."""
+    loaded = Model.from_pretrained(model)
+    with tracking(f"{model}: uploading to {repo}"):
+        address = loaded.push_to_hub(repo, private=private)
+    say(f"model: {repo} ({address}); others use it by that name: stofm embed SLICE --model {repo} --out DIR")
 
 
 def run_show(folder: Path, *, as_json: bool = False) -> None:
@@ -104,4 +113,5 @@ def _show(about: dict[str, Any]) -> None:
 def _trained_on(trained_on: dict[str, Any]) -> str:
     if "published_files" in trained_on:
         return "not known here; imported from " + ", ".join(f"{name} {sha256[:12]}" for name, sha256 in trained_on["published_files"].items())
-    return f"{len(trained_on.get('inputs', {}))} slices, corpus {str(trained_on.get('corpus', 'not named'))[:12]}"
+    adapted = f"; adapted from weights {trained_on['adapted_from'][:12]}" if "adapted_from" in trained_on else ""
+    return f"{len(trained_on.get('inputs', {}))} slices, corpus {str(trained_on.get('corpus', 'not named'))[:12]}{adapted}"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pretrain.config import PretrainConfig
 from stofm.config import load_config
 from tools.console import is_main_process, say, step_bar, tracking
+
+if TYPE_CHECKING:
+    from pretrain.train import Callbacks
 
 
 def run_train(path: Path, overrides: Sequence[str]) -> None:
@@ -19,7 +24,23 @@ def train_and_report(config: PretrainConfig) -> Path:
     """Pretrain under a progress bar, draw the loss curves, and say where the model is; returns its folder."""
     from downstream.plots import plot_losses
     from pretrain.run_log import read_run_log
-    from pretrain.train import Callbacks, Progress, train
+    from pretrain.train import train
+
+    with training_callbacks() as callbacks:
+        model = train(config, callbacks)
+    if is_main_process():
+        curves = Path(config.out) / "losses.png"
+        plot_losses(read_run_log(Path(config.out) / "losses.jsonl"), curves)
+        say(f"model: {model}")
+        say(f"loss curves: {curves}")
+    return model
+
+
+@contextmanager
+def training_callbacks() -> Iterator[Callbacks]:
+    """What a person sees while a model is trained: a progress bar, or a few lines a stage where there is no terminal."""
+    from pretrain.train import Callbacks, Progress
+    from tools.frozen_probe import probe_validation
 
     with step_bar() as bar:
         tasks = {}
@@ -32,10 +53,4 @@ def train_and_report(config: PretrainConfig) -> Path:
             if progress.step % max(1, progress.n_steps // 5) == 0 and not bar.console.is_terminal:
                 say(f"  {progress.stage} stage, step {progress.step} of {progress.n_steps}: {losses}")
 
-        model = train(config, Callbacks(on_step=on_step, track=tracking, report=say))
-    if is_main_process():
-        curves = Path(config.out) / "losses.png"
-        plot_losses(read_run_log(Path(config.out) / "losses.jsonl"), curves)
-        say(f"model: {model}")
-        say(f"loss curves: {curves}")
-    return model
+        yield Callbacks(on_step=on_step, track=tracking, report=say, probe=probe_validation)

@@ -31,6 +31,11 @@ def read_spatialdata_zarr(spec: SliceSpec) -> AnnData:
         raise BadSlice("INPUT_UNREADABLE", "found no zarr store; expected a SpatialData .zarr folder. Write it with SpatialData.write.")
     with reading("SpatialData", expected="a whole .zarr store", remedy="Write it again with SpatialData.write."):
         data = spatialdata.read_zarr(spec.path)
+    return table_of(data, spec)
+
+
+def table_of(data: SpatialData, spec: SliceSpec) -> AnnData:
+    """Return the table of a SpatialData object, placed; the table itself, not a copy. Raises as `read_spatialdata_zarr`."""
     names = sorted(data.tables)
     name = spec.table or (names[0] if len(names) == 1 else None)
     if name not in names:

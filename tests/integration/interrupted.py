@@ -1,17 +1,23 @@
 """A process that runs `stofm train` again and again, each time in a child of its own, some of them killed at a chosen moment.
 
-python interrupted.py CONFIG FOLDER
+python interrupted.py CONFIG FOLDER [KILLS]
 
 The libraries are imported once and nothing is computed in this process, so that a child costs a fork. A child with a
-moment sends itself SIGKILL when training gets there; the same command is then started again, and at last runs to its end.
+moment sends itself SIGKILL when training gets there; the same command is then started again, and at last runs to its end. With KILLS, there are
+so many runs for each stage, each killed once, at a random time after its start.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anndata  # noqa: F401 - this and others below are imported before the forks
@@ -46,6 +52,10 @@ def checkpoint(stage: str, step: int) -> Callable[..., bool]:
     return lambda path, value: (value.get("stage"), value.get("step")) == (stage, step)
 
 
+def again(slice_id: str) -> Callable[..., bool]:
+    return lambda _, folder, found, *__, **___: found == slice_id and folder.name.startswith("joint-")
+
+
 MOMENTS: dict[str, Callable[[], None]] = {
     "before the first checkpoint": lambda: logs("encoder", 2),
     "encoder step 5": lambda: logs("encoder", 5),
@@ -55,6 +65,10 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "slice_1 not embedded": lambda: before(pretrain.train, "embedded_shards", lambda _, __, slice_id, *___, **____: slice_id == "slice_1"),
     "SE(2) step 5": lambda: logs("se2", 5),
     "SE(2) checkpoint half written": lambda: before(pretrain.state, "write_json", checkpoint("se2", 6)),
+    "joint step 3": lambda: logs("joint", 3),
+    "slice_1 not embedded again": lambda: before(pretrain.train, "embedded_shards", again("slice_1")),
+    "joint step 6": lambda: logs("joint", 6),
+    "joint checkpoint half written": lambda: before(pretrain.state, "write_json", checkpoint("joint", 6)),
     "model half written": lambda: before(stofm.checkpoint, "write_json"),
 }
 # What is done to each run; a run killed more than once is started again after each.
@@ -62,7 +76,8 @@ RUNS: dict[str, list[str]] = {
     "never": [],
     "in the encoder stage": ["encoder step 5"],
     "in the SE(2) stage": ["SE(2) step 5"],
-    "while a checkpoint is written": ["encoder checkpoint half written", "SE(2) checkpoint half written"],
+    "in the joint stage": ["joint step 3", "joint step 6"],
+    "while a checkpoint is written": ["encoder checkpoint half written", "SE(2) checkpoint half written", "joint checkpoint half written"],
     "again and again": list(MOMENTS),
 }
 
@@ -82,8 +97,47 @@ def run(words: list[str], moment: str | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def after(stage: str, seconds: float) -> Callable[[], None]:
+    """Die so long after a stage began, whatever is going on then."""
+
+    def arm() -> None:
+        original = pretrain.train._run_stage
+
+        def run_stage(one: Any, *args: Any, **kwargs: Any) -> None:
+            if one.name == stage:
+                threading.Timer(seconds, kill).start()
+            original(one, *args, **kwargs)
+
+        pretrain.train._run_stage = run_stage
+
+    return arm
+
+
+def kill_at_random(config: str, folder: str, n_kills: int) -> None:
+    """Runs ``<stage>-<number>``, copies of one that was killed before the first step of its stage was kept."""
+    rng = random.Random(0)
+    for stage in ("encoder", "se2", "joint"):
+        begun, timed = f"{folder}/begun-{stage}", f"{folder}/timed-{stage}"
+        MOMENTS["first step"], MOMENTS["last step"] = partial(logs, stage, 1), partial(logs, stage, 8)
+        assert run(["train", config, f"out={begun}"], "first step") == -signal.SIGKILL
+        shutil.copytree(begun, timed)
+        began = time.monotonic()
+        run(["train", config, f"out={timed}"], "last step")
+        last = time.monotonic() - began
+        for number in range(n_kills):
+            words = ["train", config, f"out={folder}/{stage}-{number}"]
+            shutil.copytree(begun, f"{folder}/{stage}-{number}")
+            MOMENTS["random"] = after(stage, rng.uniform(0, last))
+            run(words, "random")  # one that was quicker than its end came through
+            assert run(words) == 0, f"{stage} {number}: the run did not end well"
+
+
 if __name__ == "__main__":
-    config, folder = sys.argv[1:]
+    config, folder, *n_kills = sys.argv[1:]
+    if n_kills:
+        assert run(["train", config, f"out={folder}/never"]) == 0
+        kill_at_random(config, folder, int(n_kills[0]))
+        sys.exit()
     for name, moments in RUNS.items():
         words = ["train", config, f"out={folder}/{name}"]
         for moment in moments:

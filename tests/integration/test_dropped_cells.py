@@ -8,7 +8,7 @@ import pytest
 
 from corpus.readers import read_table
 from corpus.slice import SliceSpec
-from downstream.embedding import embed, load_embedder
+from downstream.embedding import EmbedOptions, embed, load_embedder
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_cells_without_place_counts_or_known_gene_keep_their_rows(embedder, simu
     table.var_names = ["ENSG00000000001", *table.var_names[1:]]  # a gene that no vocabulary has
     table.write_h5ad(tmp_path / "gaps.h5ad")
     spec = SliceSpec(path=str(tmp_path / "gaps.h5ad"))
-    back = embed(read_table(spec), embedder, spec, keep_cell_embeddings=True)
+    back = embed(read_table(spec), embedder, spec, EmbedOptions(keep_cell_embeddings=True))
     assert back.obs["stofm_status"].iloc[[5, 7, 9]].tolist() == ["no counts", "no place", "no gene of the vocabulary"]
     is_gap = np.isin(np.arange(400), [5, 7, 9])
     assert set(back.obs["stofm_status"][~is_gap]) == {"embedded"}

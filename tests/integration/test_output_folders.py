@@ -23,11 +23,12 @@ def commands(tiny_run_config, simulated_paths, tiny_run, embedded, region_head, 
     build = write_yaml(Path("build.yaml"), {"out": "out", "slices": slices})
     train = write_yaml(Path("train.yaml"), tiny_run_config.model_dump(mode="json") | {"out": "out"})
     tasks = [{"name": "regions", "task": "region", "slices": slices}]
-    evaluate = write_yaml(Path("evaluate.yaml"), {"model": str(tiny_run / "model"), "out": "out", "tasks": tasks})
+    evaluate = write_yaml(Path("evaluate.yaml"), {"model": str(tiny_run / "model"), "out": "out", "tasks": tasks, "allow_seen": True})
     return {
         "demo": ["demo", "--out", "out"],
         "build": ["build", build],
         "train": ["train", train],
+        "adapt": ["adapt", simulated_paths[0], "--model", tiny_run / "model", "--out", "out"],
         "embed": ["embed", *simulated_paths, "--model", tiny_run / "model", "--out", "out"],
         "segment fit": ["segment", "fit", *embedded, "--out", "out"],
         "segment predict": ["segment", "predict", *embedded, "--head", region_head, "--out", "out"],
@@ -37,7 +38,7 @@ def commands(tiny_run_config, simulated_paths, tiny_run, embedded, region_head, 
     }
 
 
-VERBS = ["demo", "build", "train", "embed", "segment fit", "segment predict", "annotate fit", "annotate predict", "evaluate"]
+VERBS = ["demo", "build", "train", "adapt", "embed", "segment fit", "segment predict", "annotate fit", "annotate predict", "evaluate"]
 HOLDINGS = {
     "foreign file": (lambda: Path("out", "thesis.tex").write_text("my thesis"), "files that SToFM did not write"),
     "folder of another kind": (lambda: write_json(Path("out", MARKER), {"kind": "stofm-thesis/1"}), "a folder of kind 'stofm-thesis/1'"),

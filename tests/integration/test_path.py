@@ -7,8 +7,9 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
-from cli import contents, succeed, write_yaml
+from cli import contents, refused, succeed, write_yaml
 from matplotlib.image import imread
 
 from stofm.checkpoint import load_model
@@ -27,7 +28,10 @@ def walked(simulated_paths, tmp_path_factory) -> Path:
     run = {"corpus": str(here / "corpus"), "out": str(here / "run"), "cell_encoder": TINY_ENCODER, "log_every": 1}
     train = write_yaml(here / "train.yaml", run | {"se2_transformer": {"n_layers": 2, "n_neighbors": 6}})
     tasks = [{"name": f"{task}s", "task": task, "slices": slices} for task in TASKS.values()]
-    evaluate = write_yaml(here / "evaluate.yaml", {"model": str(here / "run/model"), "out": str(here / "evaluation"), "tasks": tasks})
+    evaluate = write_yaml(
+        here / "evaluate.yaml",
+        {"model": str(here / "run/model"), "out": str(here / "evaluation"), "tasks": tasks, "allow_seen": ["slice_0", "slice_1"]},
+    )
 
     succeed("check", *simulated_paths)
     succeed("build", build)
@@ -73,6 +77,8 @@ def test_predictions_are_the_most_probable_of_classes_that_sum_to_one(walked, ta
     np.testing.assert_array_equal(obs[f"stofm_{task}_probability"], proba.max(axis=1))
 
 
+ROWS = ["majority", "PCA", "PCA + neighbour mean", "cell encoder, not adapted", "cell encoder", "cell encoder + neighbour mean",
+        "SToFM, no virtual cells", "SToFM"]  # fmt: skip
 PICTURES = [
     "run/losses.png",
     *(f"predicted_{task}/slice_2_{task}.png" for task in TASKS.values()),
@@ -88,15 +94,26 @@ def test_pictures_show_something(walked, picture):
 
 
 def test_the_table_has_the_baselines_beside_the_model(walked):
-    header, _, *rows = (walked / "evaluation/table.md").read_text().splitlines()
-    for features in ("PCA", "PCA + neighbour mean", "cell encoder", "SToFM"):
-        assert f" {features} |" in header
-    assert [row.split()[1] for row in rows[:2]] == ["regions", "cell_types"]
-    assert "2 of 3 held-out slices were in the pretraining corpus" in rows[-1]
-    table = (walked / "evaluation/table.csv").read_text().splitlines()
-    assert len(table) == 1 + 2 * 3 * 5
-    assert "macro_f1,accuracy" in table[0]
+    text, page = (walked / "evaluation/table.md").read_text(), (walked / "evaluation/table.html").read_text()
+    for row in ROWS:
+        assert text.count(f"\n| {row} | ") == 2
+        assert page.count(f"<td>{row}</td>") == 2
+    assert "not available" not in text
+    assert "2 of 3 slices were in the pretraining corpus" in text
+    summary = pd.read_csv(walked / "evaluation/table.csv").set_index(["task", "features"])
+    assert len(summary) == 2 * len(ROWS)
+    assert (summary["macro_f1_low"] <= summary["macro_f1_high"]).all()
+    assert (summary["seconds"] > 0).all()
+    scores = pd.read_csv(walked / "evaluation/scores.csv")
+    assert len(scores) == 2 * 3 * len(ROWS)
+    assert scores.groupby(["task", "features"])["macro_f1"].mean().to_dict() == pytest.approx(summary["macro_f1"].to_dict(), abs=1e-3)
     assert "precision,recall,f1" in (walked / "evaluation/per_class.csv").read_text()
+
+
+def test_the_evaluation_is_not_overwritten_unless_asked(walked):
+    before = contents(walked / "evaluation")
+    assert "found an evaluation; expected none" in refused("evaluate", walked / "evaluate.yaml")
+    assert contents(walked / "evaluation") == before
 
 
 @pytest.mark.parametrize("folder", ["corpus", "run", "evaluation"])

@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 from cli import contents, refused, stofm, succeed, write_yaml
 from interrupted import RUNS
+from omegaconf import OmegaConf
 
 from pretrain.run_log import read_run_log
 
+STAGES = ("encoder", "se2", "joint")
 KILLED = [name for name in RUNS if name != "never"]
 
 
 @pytest.fixture(scope="module")
 def config(tiny_run_config, tmp_path_factory) -> Path:
-    """8 steps of each stage, a checkpoint every third."""
+    """8 steps of each stage, a checkpoint every third; virtual cells are refreshed after step 4 of the joint stage."""
     settings = tiny_run_config.model_dump(mode="json") | {"log_every": 1, "save_every": 3, "n_checkpoints": 1}
     for stage in ("encoder_stage", "se2_stage"):
         settings[stage] |= {"max_steps": 8, "epochs": 8.0}
+    settings["joint_stage"] = {"max_steps": 8, "epochs": 8.0, "refresh_every": 4, "tokens_per_chunk": 1000}
     return write_yaml(tmp_path_factory.mktemp("resume") / "train.yaml", settings)
 
 
@@ -45,10 +48,10 @@ def measured(run: Path) -> list[dict]:
     return [{name: line[name] for name in ("stage", "step", "losses", "grad_norm", "lr")} for line in read_run_log(run / "losses.jsonl")]
 
 
-def test_the_run_that_was_never_stopped_learns_in_both_stages(runs):
+def test_the_run_that_was_never_stopped_learns_in_all_stages(runs):
     lines = measured(runs / "never")
-    assert [(line["stage"], line["step"]) for line in lines] == [(stage, step + 1) for stage in ("encoder", "se2") for step in range(8)]
-    assert len({str(line["losses"]) for line in lines}) == 16
+    assert [(line["stage"], line["step"]) for line in lines] == [(stage, step + 1) for stage in STAGES for step in range(8)]
+    assert len({str(line["losses"]) for line in lines}) == 24
 
 
 @pytest.mark.parametrize("name", KILLED)
@@ -68,7 +71,7 @@ def visible(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", KILLED)
 def test_nothing_half_written_stays_in_sight(runs, name):
-    assert visible(runs / name / "checkpoints") == ["encoder-00000008", "se2-00000008"]
+    assert visible(runs / name / "checkpoints") == ["encoder-00000008", "joint-00000008", "se2-00000008"]
     assert visible(runs / name) == visible(runs / "never")
 
 
@@ -79,9 +82,22 @@ def test_a_finished_run_started_again_does_nothing(runs, config):
 
 
 def test_a_stopped_run_is_not_gone_on_with_by_another_configuration(runs, config, tmp_path):
-    assert stofm("train", config, f"out={tmp_path / 'run'}", "encoder_stage.max_steps=1", "se2_stage.max_steps=1").code == 0
+    assert stofm("train", config, f"out={tmp_path / 'run'}", "encoder_stage.max_steps=1", "se2_stage.max_steps=1", "joint_stage=null").code == 0
     (tmp_path / "run/model").rename(tmp_path / "gone")
     before = contents(tmp_path / "run")
     line = refused("train", config, f"out={tmp_path / 'run'}")
     assert f"output {tmp_path / 'run'}: found a run of another configuration; expected this one" in line
     assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_of_every_stage_end_as_one_that_was_never_stopped(config, tmp_path_factory):
+    folder, n_kills = tmp_path_factory.mktemp("random"), 20
+    every_step = write_yaml(folder / "train.yaml", OmegaConf.to_container(OmegaConf.load(config)) | {"save_every": 1, "n_checkpoints": 2})
+    words = [sys.executable, Path(__file__).with_name("interrupted.py"), every_step, folder, str(n_kills)]
+    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected, model = measured(folder / "never"), contents(folder / "never/model")
+    for name in (f"{stage}-{number}" for stage in STAGES for number in range(n_kills)):
+        assert measured(folder / name) == expected, name
+        assert contents(folder / name / "model") == model, name

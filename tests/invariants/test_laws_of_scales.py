@@ -106,6 +106,14 @@ def test_with_a_halo_every_cell_is_owned_by_one_record_and_seen_near_it_as_conte
     assert np.sort(np.concatenate(token_rows)).tolist() == np.sort(scale.rows).tolist()
 
 
+@pytest.mark.parametrize(("settings", "is_seen"), [({}, False), ({"context_in_training": True}, True), ({"halo_um": 0.0}, False)], ids=str)
+def test_a_model_is_trained_on_context_only_where_asked(tiny_corpus, settings, is_seen):
+    truth = tiny_corpus.truth("slice_0")
+    scales = ScaleConfig(sub_slices=SubSliceConfig(n_cells=100, **settings), virtual_cells=tiny_corpus.scales.virtual_cells)
+    scale = extract_gene_scale(truth.counts, truth.human_ids, truth.coords_um, tiny_corpus.vocab, scales.rank_value)
+    assert [IS_CONTEXT in arrays for arrays, _, _ in embedded_records(scale, embed, scales)] == [is_seen] * 4
+
+
 @pytest.mark.parametrize("degrees", [0.1, 30.0, 60.0, 73.0, 180.0])
 def test_ties_of_a_spot_grid_are_broken_alike_however_it_lies(tiny_corpus, degrees):
     grid = spot_grid(15, 25)  # the cut goes through a column of spots

@@ -11,7 +11,7 @@ import torch
 from published_checkpoint import Code
 from safetensors.torch import load_file, save_file
 
-from stofm.cell_encoder import CellEncoder, CellEncoderConfig, _batches, embed_cells
+from stofm.cell_encoder import CellEncoder, CellEncoderConfig, batches_by_length, embed_cells
 from stofm.errors import CheckpointError
 from stofm.gene_tokens import GeneTokens
 
@@ -62,7 +62,7 @@ def test_permuting_cells_permutes_embeddings(encoder, tokens, seed):
 
 def test_batches_hold_every_cell_once_and_keep_to_their_budget():
     lengths = np.random.default_rng(0).integers(1, 31, 200)
-    batches = list(_batches(lengths, 25))
+    batches = list(batches_by_length(lengths, 25))
     assert np.sort(np.concatenate(batches)).tolist() == list(range(200))
     assert all(len(cells) * lengths[cells].max() <= 25 or len(cells) == 1 for cells in batches)
     assert max(map(len, batches)) > 10

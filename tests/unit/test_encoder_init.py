@@ -5,7 +5,7 @@ import torch
 from numpy.random import default_rng
 
 from corpus.store import Corpus
-from pretrain.encoder_init import coexpression_axes, start_from_coexpression
+from pretrain.encoder_init import FIRST_RANKS, OF_ITSELF, rank_axes, start_from_coexpression
 from stofm.cell_encoder import CellEncoder, CellEncoderConfig, embed_cells
 from stofm.gene_tokens import GeneTokens
 
@@ -19,7 +19,7 @@ def two_programmes(n_cells: int, n_genes: int) -> GeneTokens:
 
 
 def test_the_first_axis_tells_programmes_apart() -> None:
-    first = coexpression_axes([two_programmes(60, 20)], 20, n_axes=4)[:, -1]  # svds sorts upwards
+    first = rank_axes([two_programmes(60, 20)], 20, n_axes=4)[:, 0]
     assert (np.sign(first[:10]) == np.sign(first[0])).all()
     assert (np.sign(first[10:]) == -np.sign(first[0])).all()
 
@@ -27,13 +27,27 @@ def test_the_first_axis_tells_programmes_apart() -> None:
 def test_axes_ignore_how_many_cells_a_slice_has() -> None:
     one, other = two_programmes(40, 20), two_programmes(60, 12)
     twice = GeneTokens.of_lengths(np.tile(one.tokens, 2), np.tile(one.lengths, 2))
-    first, second = (coexpression_axes([copy, other], 20, n_axes=2) for copy in (one, twice))
+    first, second = (rank_axes([copy, other], 20, n_axes=2) for copy in (one, twice))
     np.testing.assert_allclose(np.abs(first), np.abs(second), atol=1e-6)
+
+
+def test_axes_are_orthonormal_and_at_most_as_many_as_cells_vary_in() -> None:
+    axes = rank_axes([two_programmes(40, 20), two_programmes(60, 12)], 20, n_axes=64)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-6)
+    assert axes.shape[1] <= 20
+
+
+def test_order_alone_tells_cells_apart() -> None:
+    """Cells that all express the same genes, half of them in the opposite order."""
+    genes = np.arange(2, 12, dtype=np.uint16)
+    tokens = GeneTokens.of_lengths(np.concatenate([genes if number % 2 else genes[::-1] for number in range(30)]), np.full(30, 10))
+    first = rank_axes([tokens], 10, n_axes=3)[:, 0]
+    assert (np.sign(first[:5]) == -np.sign(first[5:])).all()
 
 
 def test_slices_that_do_not_vary_give_no_axes() -> None:
     constant = GeneTokens.of_lengths(np.array([2, 3], np.uint16), np.array([2]))
-    assert coexpression_axes([constant], 4, n_axes=3).shape == (4, 0)
+    assert rank_axes([constant], 4, n_axes=3).shape == (4, 0)
 
 
 def test_embeddings_start_centred_and_apart(tiny_corpus: Corpus) -> None:
@@ -45,3 +59,36 @@ def test_embeddings_start_centred_and_apart(tiny_corpus: Corpus) -> None:
     embeddings = embed_cells(encoder.eval(), tokens, cls_token=tiny_corpus.vocab.cls_token)
     alike = embeddings @ embeddings.T
     assert np.abs(alike[~np.eye(len(alike), dtype=bool)]).mean() < 0.6
+
+
+def test_embeddings_start_as_scores_on_the_axes(tiny_corpus: Corpus) -> None:
+    """What BERT's own parts compute is, up to their bending, a linear function of ranks: neighbours in one are neighbours in the other."""
+    torch.manual_seed(0)
+    config = CellEncoderConfig(n_layers=2, width=64, n_heads=2, ffn_dim=32)
+    encoder = CellEncoder.from_scratch(config, n_tokens=tiny_corpus.vocab.n_tokens, max_tokens=tiny_corpus.scales.rank_value.max_tokens)
+    start_from_coexpression(encoder, tiny_corpus, seed=0)
+    tokens = tiny_corpus.gene_scale(tiny_corpus.slice_ids[0]).tokens
+    embeddings = embed_cells(encoder.eval(), tokens, cls_token=tiny_corpus.vocab.cls_token)
+    rank = np.arange(len(tokens.tokens)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
+    weights = (rank + FIRST_RANKS) ** -0.5
+    sums = np.zeros((len(tokens.lengths), tiny_corpus.vocab.n_tokens))
+    np.add.at(sums, (np.repeat(np.arange(len(sums)), tokens.lengths), tokens.tokens), weights)
+    profiles = sums / (sums.sum(axis=1, keepdims=True) + OF_ITSELF)
+    fitted = np.linalg.lstsq(np.hstack([profiles, np.ones((len(profiles), 1))]), embeddings, rcond=None)[0]
+    explained = np.hstack([profiles, np.ones((len(profiles), 1))]) @ fitted
+    cosine = (explained * embeddings).sum(1) / np.linalg.norm(explained, axis=1)
+    assert np.median(cosine) > 0.95
+
+
+def test_an_untrained_layer_more_changes_nothing(tiny_corpus: Corpus) -> None:
+    """Whatever layers beyond the first add starts at zero."""
+    tokens = tiny_corpus.gene_scale(tiny_corpus.slice_ids[0]).tokens
+    found = []
+    for n_layers in (1, 3):
+        torch.manual_seed(0)
+        config = CellEncoderConfig(n_layers=n_layers, width=32, n_heads=2, ffn_dim=32)
+        encoder = CellEncoder.from_scratch(config, n_tokens=tiny_corpus.vocab.n_tokens, max_tokens=tiny_corpus.scales.rank_value.max_tokens)
+        start_from_coexpression(encoder, tiny_corpus, seed=0)
+        embeddings = embed_cells(encoder.eval(), tokens, cls_token=tiny_corpus.vocab.cls_token)
+        found.append(embeddings @ embeddings.T)  # the head's own basis is random
+    np.testing.assert_allclose(found[0], found[1], atol=0.02)

@@ -36,7 +36,7 @@ def test_a_saved_probe_predicts_the_same(tmp_path: Path, kind: str) -> None:
     features, labels = blobs(3, 0.0)
     probe = fit_probe([(features, labels)], ProbeConfig(kind=kind))  # type: ignore[arg-type]
     save_probe(tmp_path / "head", probe, {"task": "region"})
-    again, meta = load_probe(tmp_path / "head")
+    again, meta, _ = load_probe(tmp_path / "head")
     np.testing.assert_array_equal(again.predict_proba(features), probe.predict_proba(features))
     assert meta["task"] == "region"
 

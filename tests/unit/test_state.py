@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
 import torch
 from torch import nn
 
-from pretrain.state import resume, save_checkpoint
-from stofm.errors import CheckpointError
+import pretrain.state
+from pretrain.state import best_checkpoint, resume, save_checkpoint, snapshot, write_checkpoint
+from stofm.errors import CheckpointError, EnvironmentFault
 
 RUN = {"configuration": "c1", "corpus": "d1"}
 
@@ -119,6 +121,46 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in (8, 9, 10, 11):
         save(tmp_path, step, model, optimizer, n_kept=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder-00000999", "se2-00000010", "se2-00000011"]
+
+
+def write(folder, step: int, validation: float | None, *, n_kept: int = 1) -> None:
+    write_checkpoint(folder, "se2", step, snapshot(*fresh()), run=RUN, n_kept=n_kept, validation=validation)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
+    for step, validation in enumerate([0.9, 0.4, 0.7, 0.6], start=1):
+        write(tmp_path, step, validation)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["se2-00000002", "se2-00000004"]
+    assert best_checkpoint(tmp_path, "se2") == tmp_path / "se2-00000002"
+    write(tmp_path, 5, 0.3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["se2-00000005"]
+
+
+def test_without_validation_there_is_no_best(tmp_path):
+    write(tmp_path, 1, None)
+    assert best_checkpoint(tmp_path, "se2") is None
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "state.json"])
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_names_it(folder, monkeypatch, file):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pretrain.state, "write_json" if file == "state.json" else "save_file", full)
+    with pytest.raises(EnvironmentFault, match=r"se2-00000009: .*No space left on device; .*The last good one is se2-00000006; make room"):
+        write(folder, 9, None)
+    monkeypatch.undo()
+    assert sorted(path.name for path in folder.iterdir()) == ["se2-00000003", "se2-00000006"]
+    assert resumed(folder)[0] == 6
+
+
+def test_a_snapshot_does_not_change_with_the_model():
+    model, optimizer = fresh()
+    go(model, optimizer, range(1))
+    made = snapshot(model, optimizer)
+    before = {name: value.clone() for name, value in {**made.weights, **made.optimizer}.items()}
+    go(model, optimizer, range(1, 3))
+    assert all(torch.equal(value, before[name]) for name, value in {**made.weights, **made.optimizer}.items())
 
 
 def test_nothing_in_a_checkpoint_is_pickled(folder):

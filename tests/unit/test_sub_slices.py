@@ -72,17 +72,20 @@ def test_sizes_keep_to_the_bounds_that_are_set(places, sizes, scale):
     is_mirrored=st.booleans(),
     shift=st.floats(-1e5, 1e5),
     expresses=st.sampled_from(["alike", "apart"]),
+    context=st.sampled_from([{"halo_um": 60.0}, {"context_share": 0.5}, {"context_share": 3.0}]),
+    is_shifted=st.booleans(),
 )
-def test_the_pose_of_the_tissue_changes_neither_cut_nor_halo(seed, degrees, is_mirrored, shift, expresses):
+def test_the_pose_of_the_tissue_changes_neither_cut_nor_context(seed, degrees, is_mirrored, shift, expresses, context, is_shifted):
     rng = np.random.default_rng(seed)
     places = rng.uniform(0, 1, (150, 2)) * rng.uniform(100, 3000, 2)
     keys = keys_of(150) if expresses == "apart" else np.full(150, 7, np.uint64)
-    config = SubSliceConfig(n_cells=21, halo_um=60.0)
+    config = SubSliceConfig(n_cells=21, **context)
     moved = turned(places * [-1.0 if is_mirrored else 1.0, 1.0], degrees) + np.array([shift, -0.3 * shift])
     as_sets = [
-        {(frozenset(one.owned.tolist()), frozenset(one.rows.tolist())) for one in cut_sub_slices(pose, keys, config)} for pose in (places, moved)
+        {(frozenset(one.owned.tolist()), frozenset(one.rows.tolist())) for one in cut_sub_slices(pose, keys, config, is_shifted=is_shifted)}
+        for pose in (places, moved)
     ]
-    assert len(as_sets[0]) == 7
+    assert len(as_sets[0]) == 7 + is_shifted
     assert as_sets[0] == as_sets[1]
 
 
@@ -121,8 +124,45 @@ def test_the_halo_is_every_other_cell_so_near_to_an_owned_one(places, halo_um):
     assert [one.rows[one.n_owned :].tolist() for one in parts] == [rows.tolist() for rows in near]
 
 
-def test_without_a_halo_only_owned_cells_are_seen():
-    parts = cut_sub_slices(PLACES["one point"], keys_of(101), SubSliceConfig(n_cells=40))
+@pytest.mark.parametrize("share", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("places", [PLACES[name] for name in PLACES if name != "two islands"], ids=[name for name in PLACES if name != "two islands"])
+def test_a_share_of_context_is_the_nearest_cells_in_whole_rings(places, share):
+    for one in cut_sub_slices(places, keys_of(len(places)), SubSliceConfig(n_cells=40, context_share=share)):
+        distance = cdist(places, places[one.owned]).min(axis=1)
+        context, others = one.rows[one.n_owned :], np.setdiff1d(np.arange(len(places)), one.rows)
+        assert len(context) <= share * one.n_owned
+        assert len(np.unique(one.rows)) == len(one.rows)
+        if len(others) and len(context):
+            assert distance[context].max() < distance[others].min()
+        if len(others):
+            next_ring = distance[others] <= distance[others].min() + 1e-3
+            assert len(context) + next_ring.sum() > int(share * one.n_owned)
+
+
+def test_a_share_of_context_keeps_to_the_island():
+    places = PLACES["two islands"]
+    parts = cut_sub_slices(places, keys_of(len(places)), SubSliceConfig(n_cells=70, context_share=3.0))
+    assert all(len(set((one.rows < 140).tolist())) == 1 for one in parts)
+    assert max(len(one.rows) - one.n_owned for one in parts) > 70
+
+
+def test_a_share_of_context_means_the_same_at_any_distance_of_cells():
+    places = PLACES["scattered"]
+    near, far = ([one.rows.tolist() for one in cut_sub_slices(places * unit, keys_of(997), SubSliceConfig(n_cells=100))] for unit in (1.0, 10.0))
+    assert near == far
+
+
+def test_borders_of_the_shifted_tiling_lie_elsewhere():
+    places = PLACES["scattered"]
+    usual, shifted = (cut_sub_slices(places, keys_of(997), SubSliceConfig(n_cells=100), is_shifted=is_shifted) for is_shifted in (False, True))
+    assert np.sort(np.concatenate([one.owned for one in shifted])).tolist() == list(range(997))
+    assert np.bincount([one.n_owned for one in shifted]).argmax() == pytest.approx(100, abs=1)
+    assert not {frozenset(one.owned.tolist()) for one in usual} & {frozenset(one.owned.tolist()) for one in shifted}
+
+
+@pytest.mark.parametrize("settings", [{"halo_um": 0.0}, {"context_share": 0.0}], ids=str)
+def test_without_context_only_owned_cells_are_seen(settings):
+    parts = cut_sub_slices(PLACES["scattered"], keys_of(997), SubSliceConfig(n_cells=40, **settings))
     assert all(one.rows.tolist() == one.owned.tolist() for one in parts)
 
 

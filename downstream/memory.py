@@ -1,0 +1,104 @@
+"""Memory: a budget that a person names, and work in batches that become smaller where memory runs out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from stofm.errors import ConfigError, EnvironmentFault
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+SUB_SLICES_PER_BATCH = 2
+BYTES_PER_CELL = 6_000  # counted: at most five arrays of 256 float32 at a time, gene tokens, and what clustering takes of a cell
+BYTES_PER_TOKEN, BYTES_PER_PAIR = 25_000, 12  # of a sub-slice in the transformer: its layers and entries; the matrix of distances
+T = TypeVar("T")
+
+
+def require_room(n_cells: int, max_memory: int | None) -> None:
+    """Raise `EnvironmentFault` if a slice of `n_cells` cells, read already, cannot be embedded in `max_memory` bytes."""
+    needed = resident_bytes() + n_cells * BYTES_PER_CELL
+    if max_memory is not None and needed > max_memory:
+        raise EnvironmentFault(
+            f"{n_cells:,} cells need about {needed / 1e9:.1f} GB in all; expected at most {max_memory / 1e9:.1f}, the memory allowed. "
+            "Allow more with --max-memory, or embed sections of the slice one by one."
+        )
+
+
+def sub_slices_in(max_memory: int | None, n_cells: int) -> int:
+    """Return how many sub-slices of at most `n_cells` cells are read at once, one at least."""
+    if max_memory is None:
+        return SUB_SLICES_PER_BATCH
+    room = max_memory - resident_bytes()
+    return max(1, min(SUB_SLICES_PER_BATCH, room // (n_cells * BYTES_PER_TOKEN + n_cells**2 * BYTES_PER_PAIR)))
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds, in bytes; at its peak so far where the system tells no more."""
+    import resource
+
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size (``8GB``, ``500 MiB``); `ConfigError` if it is none."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?\s*", text.upper())
+    if found is None or not float(found[1]):
+        raise ConfigError(f"--max-memory: found {text!r}; expected a size, for example 8GB.")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def in_batches(items: Sequence[T], work: Callable[[list[T]], None], *, n_most: int, what: str) -> int:
+    """Hand all items to `work`, in order and at most `n_most` at a time; where memory runs out, half as many from there on.
+
+    `work` must leave nothing behind when it fails for memory: the same items come again in smaller batches.
+
+    Returns
+    -------
+    int, the size of the batches at the end
+
+    Raises
+    ------
+    EnvironmentFault
+        If memory does not suffice for one item.
+    """
+    start = 0
+    while start < len(items):
+        batch = list(items[start : start + n_most])
+        try:
+            work(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise EnvironmentFault(f"memory ran out over one of the {what}; expected room for it. Free some, or use another device.") from error
+            n_most = len(batch) // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        start += len(batch)
+    return n_most
+
+
+def halving(work: Callable[[int], T], n_most: int, *, what: str) -> T:
+    """Return ``work(n_most)``; where memory runs out, half as much is tried, and `EnvironmentFault` raised if 1 is too much."""
+    while True:
+        try:
+            return work(n_most)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if n_most == 1:
+                raise EnvironmentFault(f"memory ran out over one of the {what}; expected room for it. Free some, or use another device.") from error
+            n_most //= 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether numpy, or torch on any device, found no memory; torch on CPUs says so in words alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

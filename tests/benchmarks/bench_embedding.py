@@ -1,0 +1,191 @@
+"""Counts to embeddings, the whole path, against a plain rewrite of what the published code does; and memory as slices grow.
+
+Question: how many times less processor time does a slice of one panel take with a model of the released size, and how much memory does each
+further cell cost, beside the slice that is held and the embeddings that come back?
+
+    make bench      runs it fully and writes results/embedding_cpu_<date>.md
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from published_model import Weights, published_model, random_weights
+from report import write_report
+from scipy.sparse import csr_matrix, vstack
+
+from corpus.gene_ids import load_gene_tables
+from corpus.gene_vocab import GeneVocab
+from corpus.published_scheme import published_distances
+from corpus.scales import ScaleConfig
+from corpus.slice import Slice
+from downstream.embedding import Embedder, EmbedOptions, embed_slice
+from downstream.memory import BYTES_PER_CELL, resident_bytes
+from stofm.cell_encoder import CellEncoder, CellEncoderConfig
+from stofm.checkpoint import Model
+from stofm.fields import EMBEDDING_DIM, N_LEADING_SPECIALS, PAD_TOKEN
+from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
+
+AT_LEAST, MOST_GROWTH = 5.0, 1.2
+CELLS_PER_BATCH, CELLS_PER_SUB_SLICE, N_VIRTUAL = 32, 1000, 32  # of the published way
+RELEASED = CellEncoderConfig(n_layers=6, width=256, n_heads=4, ffn_dim=512), SE2TransformerConfig(n_layers=4)
+SMALL = CellEncoderConfig(n_layers=1, width=16, n_heads=2, ffn_dim=16), SE2TransformerConfig(n_layers=1, n_heads=2, n_radial=4, n_neighbors=6)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much work one run is; the plain path embeds some of the cells and sub-slices, and its time is that of all in proportion."""
+
+    n_cells: int
+    n_genes: int
+    n_plain_cells: int
+    n_plain_sub_slices: int
+    is_small: bool
+    n_for_memory: tuple[int, int]
+
+
+FULLY = Size(50_000, 300, n_plain_cells=2_048, n_plain_sub_slices=3, is_small=False, n_for_memory=(100_000, 1_000_000))
+TINY = Size(600, 40, n_plain_cells=64, n_plain_sub_slices=1, is_small=True, n_for_memory=(300, 600))
+
+
+def made_up(n_cells: int, n_genes: int) -> tuple[Slice, GeneVocab]:
+    """A slice of one panel, two in five of its genes seen in a cell, cells 10 um apart; and the vocabulary of its genes."""
+    rng = np.random.default_rng(0)
+    shapes = [(min(10_000, n_cells - start), n_genes) for start in range(0, n_cells, 10_000)]  # block by block, so that little is left behind
+    blocks = [csr_matrix((rng.geometric(0.5, shape) * (rng.random(shape) < 0.4)).astype(np.float32)) for shape in shapes]
+    counts = vstack(blocks, format="csr")
+    ids = np.array([f"ENSG{number:011d}" for number in range(n_genes)])
+    side = math.ceil(n_cells**0.5)
+    places = np.stack(np.divmod(np.arange(n_cells), side), axis=1) * 10.0 + rng.normal(0, 2.0, (n_cells, 2))
+    return Slice("made_up", counts, ids, ids, places, "human", source={"um_per_unit": 1.0}), GeneVocab(ids, np.full(n_genes, 2.0), ids)
+
+
+def embedder_of(vocab: GeneVocab, encoder: CellEncoderConfig, transformer: SE2TransformerConfig) -> Embedder:
+    """A model with random weights."""
+    torch.manual_seed(0)
+    scales = ScaleConfig()
+    cells = CellEncoder.from_scratch(encoder, n_tokens=vocab.n_tokens, max_tokens=scales.rank_value.max_tokens).eval()
+    model = Model(Path("random"), cells, SE2Transformer(transformer).eval(), "0" * 64, cast(Any, None))
+    return Embedder(model, vocab, load_gene_tables(), scales)
+
+
+def plain_tokens(counts: csr_matrix, vocab: GeneVocab) -> list[np.ndarray]:
+    """Cell by cell from a dense row: normalise, divide by the medians, sort."""
+    tokens = []
+    for row in counts.toarray():
+        expressed = np.flatnonzero(row)
+        value = row[expressed] / row.sum() * 10_000 / vocab.medians[expressed]
+        tokens.append(expressed[np.argsort(-value)] + N_LEADING_SPECIALS)
+    return tokens
+
+
+@torch.inference_mode()
+def plain_cells(encoder: CellEncoder, counts: csr_matrix, vocab: GeneVocab) -> np.ndarray:
+    """Batches of 32 cells in the order of the file, all padded to the longest cell."""
+    tokens = plain_tokens(counts, vocab)
+    padded = np.full((len(tokens), 1 + max(map(len, tokens))), PAD_TOKEN, np.int64)
+    for row, cell in zip(padded, tokens, strict=True):
+        row[0], row[1 : 1 + len(cell)] = vocab.cls_token, cell
+    batches = torch.from_numpy(padded).split(CELLS_PER_BATCH)
+    return torch.cat([encoder(batch) for batch in batches]).numpy()
+
+
+@torch.inference_mode()
+def plain_sub_slice(weights: Weights, embeddings: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The graph of one sub-slice and the dense transformer with a Gaussian of every pair."""
+    virtual = np.random.default_rng(0).uniform(-30, 30, (N_VIRTUAL, 2))
+    distances = torch.from_numpy(published_distances(places, virtual))[None]
+    types = torch.from_numpy(np.repeat([1, 2, 0], [1, N_VIRTUAL, len(places)]))[None]
+    tokens = torch.zeros(1, types.shape[1], EMBEDDING_DIM)
+    tokens[0, -len(places) :] = torch.from_numpy(embeddings)
+    return published_model(weights, tokens, distances, types)[0][0, -len(places) :].numpy()
+
+
+def measure_speed(size: Size) -> dict[str, float]:
+    """Processor seconds of both ways, parts and whole."""
+    st_slice, vocab = made_up(size.n_cells, size.n_genes)
+    embedder = embedder_of(vocab, *(SMALL if size.is_small else RELEASED))
+    weights = random_weights(0)
+    some = st_slice.counts[: size.n_plain_cells]
+    n_sub_slices = max(1, round(size.n_cells / CELLS_PER_SUB_SLICE))
+    cells = min(CELLS_PER_SUB_SLICE, size.n_cells)
+
+    start = time.process_time()
+    embeddings = plain_cells(embedder.model.cell_encoder, some, vocab)
+    of_cells = time.process_time() - start
+    embeddings = np.resize(embeddings, (cells, EMBEDDING_DIM))
+    start = time.process_time()
+    for number in range(size.n_plain_sub_slices):
+        plain_sub_slice(weights, embeddings, np.random.default_rng(number).uniform(-12, 12, (cells, 2)))
+    of_sub_slices = time.process_time() - start
+    start = time.process_time()
+    found = embed_slice(st_slice, embedder, EmbedOptions())
+    ours = time.process_time() - start
+    assert found.is_embedded.all()
+    parts = {
+        "tokens and cell encoder": of_cells * size.n_cells / some.shape[0],
+        "graph and SE(2)": of_sub_slices * n_sub_slices / size.n_plain_sub_slices,
+    }
+    return {**parts, "plain": sum(parts.values()), "ours": ours}
+
+
+def measure_memory(n_cells: int, n_genes: int) -> int:
+    """Bytes that embedding takes at its peak in a process of its own, beside all that was held before and the result."""
+    found = subprocess.run([sys.executable, __file__, str(n_cells), str(n_genes)], capture_output=True, text=True, check=True)
+    return int(found.stdout.split()[-1])
+
+
+def test_bench_runs_tiny() -> None:
+    seconds = measure_speed(TINY)
+    assert min(seconds.values()) > 0
+    st_slice, vocab = made_up(TINY.n_cells, TINY.n_genes)
+    encoder = embedder_of(vocab, *SMALL).model.cell_encoder
+    assert plain_cells(encoder, st_slice.counts[:40], vocab).shape == (40, EMBEDDING_DIM)
+
+
+@pytest.mark.slow
+def test_the_whole_path_is_several_times_as_fast_as_the_plain_one_and_memory_keeps_to_its_model() -> None:
+    torch.set_num_threads(1)
+    seconds = measure_speed(FULLY)
+    peaks = [measure_memory(n, FULLY.n_genes) for n in FULLY.n_for_memory]
+    ratio = seconds["plain"] / seconds["ours"]
+    per_cell = (peaks[1] - peaks[0]) / (FULLY.n_for_memory[1] - FULLY.n_for_memory[0])
+    lines = [
+        "# From counts to embeddings",
+        "",
+        f"Question: {FULLY.n_cells:,} cells of {FULLY.n_genes} genes, encoder of 6 layers x 256, 4 layers of the SE(2) transformer: how many times "
+        "the processor time of `embed_slice` does the plain path take (dense tokeniser, batches of 32 padded to the longest cell, a graph per "
+        f"sub-slice, a Gaussian of every pair)? One thread, random weights. The plain path reads {FULLY.n_plain_cells:,} cells and "
+        f"{FULLY.n_plain_sub_slices} sub-slices and is extrapolated in proportion; its clustering is left out, in its favour. "
+        "Ours reads all, context of sub-slices included.",
+        "",
+        "| | processor seconds |",
+        "|---|---|",
+        *(f"| {name} | {value:,.1f} |" for name, value in seconds.items()),
+        "",
+        f"Ratio {ratio:.1f}; at least {AT_LEAST:g} asked.",
+        "",
+        "Memory at the peak of `embed_slice` (small model) beyond the process with the slice read in, result included: "
+        + "; ".join(f"{n:,} cells {peak / 1e6:,.0f} MB" for n, peak in zip(FULLY.n_for_memory, peaks, strict=True))
+        + f"; {per_cell:,.0f} bytes a further cell. At most {MOST_GROWTH:g} times as much asked; it is {peaks[1] / peaks[0]:.1f} times.",
+    ]
+    write_report("embedding", lines, work=FULLY, packages=("numpy", "torch", "transformers", "scikit-learn"))
+    assert ratio >= AT_LEAST
+    assert per_cell <= BYTES_PER_CELL, "the budget that `stofm embed` refuses by"
+
+
+if __name__ == "__main__":
+    st_slice, vocab = made_up(int(sys.argv[1]), int(sys.argv[2]))
+    embedder, before = embedder_of(vocab, *SMALL), resident_bytes()
+    embed_slice(st_slice, embedder)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
