@@ -177,6 +177,7 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOpt
     table.obs[STOFM_STATUS] = status
     table.uns[UNS_STOFM] = {
         **receipt_of(embedder, spec, options, input_sha256=input_sha256 or content.hexdigest()),
+        "pair_bias_error": embedder.bias_error,
         "um_per_unit": st_slice.source["um_per_unit"],
         "n_embedded": int((status == EMBEDDED).sum()),
         "x_stofm_sha256": hashlib.sha256(flat_bytes(cell_repr)).hexdigest(),
@@ -190,7 +191,7 @@ def flat_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, input_sha256: str) -> dict[str, str | int | float | bool]:
+def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, input_sha256: str) -> dict[str, str | int | bool]:
     """Return what an embedding depends on; equal receipts mean equal embeddings."""
     return {
         "weights_sha256": embedder.model.weights_sha256,
@@ -198,7 +199,6 @@ def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, in
         "gene_tables": embedder.tables.release,
         "gene_tables_sha256": embedder.tables.sha256,
         "scales": embedder.scales.model_dump_json(),
-        "pair_bias_error": embedder.bias_error,
         "slice": spec.model_dump_json(exclude={"path"}),
         "technology": technology_of(spec),
         "input_sha256": input_sha256,
