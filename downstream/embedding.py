@@ -186,9 +186,9 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOpt
     return table
 
 
-def flat_bytes(array: np.ndarray) -> np.ndarray:
-    """Return the bytes of an array, (n,) uint8, row by row, for hashing."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+def flat_bytes(array: np.ndarray) -> memoryview:
+    """Return the bytes of an array, row by row, for hashing."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, input_sha256: str) -> dict[str, str | int | bool]:

@@ -241,9 +241,10 @@ def _model_parts(config: EvaluateConfig) -> ModelParts:
 def _require_unseen(config: EvaluateConfig, parts: ModelParts, inputs: dict[str, str]) -> set[str] | None:
     """Return the names of the slices that the model was trained on, None if it does not say; `ConfigError` unless `allow_seen` names them all."""
     of_models = [one.model.meta.trained_on.get("inputs") for one in (parts.embedder, parts.without_virtual) if one is not None]
-    if None in of_models:
+    told = [of_model for of_model in of_models if of_model is not None]
+    if len(told) < len(of_models):
         return None
-    trained_on = {sha256 for of_model in of_models for sha256 in of_model.values()}
+    trained_on = {sha256 for of_model in told for sha256 in of_model.values()}
     seen = {slice_name(spec) for task in config.tasks for spec in task.slices if inputs[spec.path] in trained_on}
     refused = sorted(seen) if config.allow_seen is False else sorted(seen - set(config.allow_seen)) if isinstance(config.allow_seen, list) else []
     if refused:

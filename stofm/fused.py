@@ -53,7 +53,7 @@ class Fused:
         sub_slice = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
         (x, y), is_cell = batch.coords_um[is_there].T.contiguous(), batch.is_cell[is_there]
         parts = zip(*(one.split(sizes.tolist()) for one in (x, y, is_cell)), strict=True)
-        reach = torch.cat([squared_reach(*part, n_neighbors) for part in parts])
+        reach = torch.cat([squared_reach(one_x, one_y, one_is_cell, n_neighbors) for one_x, one_y, one_is_cell in parts])
         self.mask = blocks_within(sub_slice, n_places)
         self.x, self.y, self.reach, self.is_cell, self.is_virtual = (
             functional.pad(one, (0, n_places - self.n_tokens)) for one in (x, y, reach, is_cell, batch.is_virtual[is_there])
