@@ -30,6 +30,7 @@ from stofm.checkpoint import Model, save_model
 from stofm.config import FrozenModel
 from stofm.durable import check_folder, read_json, replacing, write_json
 from stofm.errors import ConfigError, DataError
+from stofm.se2_transformer import SE2Transformer
 
 RUN_KIND = "stofm-run/1"
 RATE = {"full": 1e-4, "lora": 1e-3}  # adapters start at nothing and take larger steps
@@ -170,7 +171,7 @@ def _adapted_encoder(run: _Run) -> CellEncoder:
     return encoder
 
 
-def _adapted_transformer(run: _Run, encoders: Mapping[str, CellEncoder]) -> nn.Module:
+def _adapted_transformer(run: _Run, encoders: Mapping[str, CellEncoder]) -> SE2Transformer:
     """Go on with the SE(2) stage: heads on the embeddings of the encoder as it was, all of it on those of the adapted one."""
     transformer = run.base.se2_transformer
 
@@ -222,7 +223,7 @@ def _lasting(stage: Stage, n_steps: int) -> StageConfig:
     return stage.config.model_copy(update={"epochs": epochs, "max_steps": n_steps})
 
 
-def _save(run: _Run, encoder: CellEncoder, transformer: nn.Module, result: Path) -> None:
+def _save(run: _Run, encoder: CellEncoder, transformer: SE2Transformer, result: Path) -> None:
     base, corpus = run.base, run.training
     inputs = {**base.meta.trained_on.get("inputs", {}), **{f"adapted/{name}": sha256 for name, sha256 in run.inputs.items()}}
     identity = {name: run.identity[name] for name in ("configuration", "corpus")}
