@@ -25,7 +25,7 @@ def add_adapters(body: nn.Module, *, rank: int, seed: int) -> PeftModel:
 
     linear = [name for name, module in body.named_modules() if type(module) is nn.Linear]
     torch.manual_seed(seed)
-    return get_peft_model(body, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear))  # type: ignore[arg-type]
+    return get_peft_model(body, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear))
 
 
 def save_adapters(adapted: PeftModel, folder: Path) -> None:
@@ -45,5 +45,5 @@ def merge_adapters(body: nn.Module) -> None:
 
     for name, layer in list(body.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.merge()  # type: ignore[attr-defined]  # of its linear kind
+            layer.merge()  # all are of its linear kind
             body.set_submodule(name, layer.get_base_layer())
