@@ -44,8 +44,9 @@ endif
 demo: $(STAMP)
 	$(BIN)/stofm demo --out demo
 
+# A core for every worker: threads that wait for each other on a full machine take several times as long.
 test: lint types
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 check: test
 

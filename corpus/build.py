@@ -98,13 +98,13 @@ def build_corpus(
     EnvironmentFault
         If the machine does not recover in time.
     """
-    folder = Path(config.out)
+    folder, whole = Path(config.out), config.all_specs()  # what is wrong with `sources` is said before there is a folder
     claim_folder(folder, CORPUS_KIND)
     with only_builder(folder):
         manifest = folder / "manifest.json"
         if manifest.is_file() and read_json(manifest)["settings"] != config.settings:
             raise ConfigError(f"output {folder}: found a corpus of other settings; expected these ones. Choose another `out`, or remove it.")
-        _Build(config, track, report, verify).run(accept_new=accept_new)
+        _Build(config, track, report, verify).run(whole, accept_new=accept_new)
         return Corpus(folder)
 
 
@@ -118,9 +118,9 @@ class _Build:
         self.tables_sha256 = ""
         self.named: list[Path] = []  # files of the corpus so far
 
-    def run(self, *, accept_new: bool) -> None:
-        """Build from first to last step; what stands already is not done again."""
-        specs = self.specs()
+    def run(self, whole: list[SliceSpec], *, accept_new: bool) -> None:
+        """Build these files from first to last step; what stands already is not done again."""
+        specs = self.specs(whole)
         tables = self.gene_tables()
         self.tables_sha256 = tables["gene_tables_sha256"]
         truths, aside = self.truths(specs, accept_new)
@@ -141,9 +141,8 @@ class _Build:
             "files": [file for record in (tables, vocabulary, view) for file in record["files"]],
         })  # fmt: skip
 
-    def specs(self) -> dict[str, SliceSpec]:
+    def specs(self, whole: list[SliceSpec]) -> dict[str, SliceSpec]:
         """Return every slice by its name; a file of several sections is several slices."""
-        whole = self.config.all_specs()
         split = [spec for spec in whole if spec.section_key is not None and spec.section is None]
         work = [Task(slice_name(spec), self.work(find_sections, spec=spec)) for spec in split]
         sections = {task.name: _result(outcome) for task, outcome in self.run_tasks(SECTIONS, work, changes=False)}

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +55,7 @@ class GeneTables:
 
     def to_json(self) -> str:
         """Everything, so that a corpus or a model can carry the tables it was made with."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")) + "\n"
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)}, sort_keys=True, separators=(",", ":")) + "\n"
 
     @cached_property
     def sha256(self) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from scipy.spatial import cKDTree
 
 from corpus.halo import cells_within, nearest_cells
-from corpus.slice import FloatArray, IntArray, nearest_spacing
+from corpus.slice import BoolArray, FloatArray, IntArray, nearest_spacing
 from stofm.config import FrozenModel
 
 ISOTROPY = 1e-6  # relative gap of the two spreads below which a group has no long axis of its own
@@ -139,11 +139,18 @@ def _halve(rows: IntArray, sizes: list[float], coords_um: FloatArray, keys: np.n
     """Cut cells into pieces of these relative sizes."""
     if len(sizes) == 1:
         return [rows]
-    along, across = np.round(_places(coords_um[rows], keys[rows]), TIE_UM).T
-    order = rows[np.lexsort((across, keys[rows], along))]
     first, second = sizes[: len(sizes) // 2], sizes[len(sizes) // 2 :]
-    border = round(len(rows) * sum(first) / sum(sizes))
-    return _halve(order[:border], first, coords_um, keys) + _halve(order[border:], second, coords_um, keys)
+    is_first = _nearer_end(rows, round(len(rows) * sum(first) / sum(sizes)), coords_um, keys)
+    return _halve(rows[is_first], first, coords_um, keys) + _halve(rows[~is_first], second, coords_um, keys)
+
+
+def _nearer_end(rows: IntArray, n_first: int, coords_um: FloatArray, keys: np.ndarray) -> BoolArray:
+    """Mark the first `n_first` cells along the longer axis, those at the border by content, then by their place across, then by row."""
+    along, across = np.round(_places(coords_um[rows], keys[rows]), TIE_UM).T
+    border = np.partition(along, n_first - 1)[n_first - 1]
+    is_first, ties = along < border, np.flatnonzero(along == border)
+    is_first[ties[np.lexsort((across[ties], keys[rows[ties]]))[: n_first - is_first.sum()]]] = True
+    return is_first
 
 
 def _places(coords_um: FloatArray, keys: np.ndarray) -> FloatArray:

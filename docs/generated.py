@@ -108,22 +108,20 @@ def errors() -> Iterator[tuple[str, str, str]]:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
                     continue
-                if node.func.id == "BadSlice" and len(node.args) == 2 and isinstance(node.args[0], ast.Constant) and (text := _message(node.args[1])):
-                    yield str(node.args[0].value), module, text
-                elif node.func.id in kinds and (text := _message(node.args[0])):
-                    yield node.func.id, module, text
+                if node.func.id == "BadSlice" and len(node.args) == 2 and isinstance(node.args[0], ast.Constant):
+                    yield from ((str(node.args[0].value), module, text) for text in _messages(node.args[1]))
+                elif node.func.id in kinds:
+                    yield from ((node.func.id, module, text) for text in _messages(node.args[0]))
 
 
-def _message(node: ast.expr) -> str:
-    """The text of a message, what it is filled with in braces, safe in Markdown; "" for what is no text."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        parts = [node.value]
-    elif isinstance(node, ast.JoinedStr):
-        parts = [str(part.value) if isinstance(part, ast.Constant) else "{...}" for part in node.values]
-    else:
-        return ""
-    text = " ".join("".join(parts).split())
-    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", text)
+def _messages(node: ast.expr) -> Iterator[str]:
+    """Yield the texts that a message may be, what it is filled with in braces, safe in Markdown; nothing for what is no text."""
+    if isinstance(node, ast.IfExp):
+        yield from (*_messages(node.body), *_messages(node.orelse))
+    elif isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{...}" for part in parts)
+        yield re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def result_files() -> list[Path]:

@@ -20,7 +20,7 @@ from downstream.baselines import pca_features, with_neighbor_mean
 from downstream.clustering import ClusterConfig, cluster_slices, score_clusters
 from downstream.deconvolution import DeconvolveConfig, fit_deconvolver, no_embedding
 from downstream.embedding import Embedder, SliceEmbedding, embed_slice, load_embedder
-from downstream.evaluate import CELL_ENCODER, ENCODER_NEIGHBORS, PCA, PCA_NEIGHBORS, STOFM
+from downstream.features import CELL_ENCODER, ENCODER_NEIGHBORS, PCA, PCA_NEIGHBORS, STOFM
 from downstream.imputation import ImputeConfig, Retrieved, retrieve, scaled_expression, score_genes
 from downstream.profiles import Profiles, embed_profiles, log_expression, profiles_of, shared_genes
 from downstream.pseudo_spots import draw_pseudo_spots, types_of

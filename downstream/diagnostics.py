@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from corpus.slice import FloatArray, StrArray
+from downstream.calibration import N_BINS, expected_calibration_error
 
 N_NEIGHBORS = 6
-N_BINS = 10  # of a calibration curve
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class Reliability:
     """How often predictions made with a certain confidence are right.
 
     Attributes
@@ -23,7 +23,7 @@ class Calibration:
     bins : DataFrame
         A row per occupied bin of confidence; columns confidence (mean), accuracy, n_cells.
     error : float
-        Expected calibration error: mean distance of confidence and accuracy over cells.
+        Expected calibration error, as in `downstream.calibration`.
     """
 
     bins: pd.DataFrame
@@ -45,7 +45,7 @@ def confusion(true: StrArray, predicted: StrArray) -> pd.DataFrame:
     return table.reindex(columns=[*table.index, *rest], fill_value=0)
 
 
-def calibration(true: StrArray, predicted: StrArray, confidence: FloatArray) -> Calibration | None:
+def reliability(true: StrArray, predicted: StrArray, confidence: FloatArray) -> Reliability | None:
     """Compare the confidence, (n,) in 0 to 1, of the predicted class with how often it is the true one; None where no cell has a true label."""
     from sklearn.calibration import calibration_curve
 
@@ -57,8 +57,7 @@ def calibration(true: StrArray, predicted: StrArray, confidence: FloatArray) -> 
     edges = np.linspace(0, 1, N_BINS + 1)
     n_cells = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=N_BINS)
     bins = pd.DataFrame({"confidence": mean_confidence, "accuracy": accuracy, "n_cells": n_cells[n_cells > 0]})
-    error = float((bins["n_cells"] * (bins["confidence"] - bins["accuracy"]).abs()).sum() / len(confidence))
-    return Calibration(bins, error)
+    return Reliability(bins, expected_calibration_error(confidence, is_right))
 
 
 def neighbor_enrichment(coords_um: FloatArray, labels: StrArray, *, n_perms: int, seed: int = 0) -> pd.DataFrame:

@@ -27,8 +27,9 @@ from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import TOKENS_PER_BATCH, embed_cells
 from stofm.checkpoint import Model, load_model
 from stofm.config import load_config
+from stofm.distance_bias import DistanceBias
 from stofm.durable import replacing
-from stofm.errors import CheckpointError, DataError, located
+from stofm.errors import CheckpointError, ConfigError, DataError, located
 from stofm.fields import EMBEDDING_DIM, STOFM_STATUS, UNS_STOFM, X_STOFM, X_STOFM_CELL
 from stofm.geometry import Pairs
 from stofm.published_batch import PublishedSubSlice, collate_published
@@ -41,12 +42,16 @@ EMBEDDED, NO_GENES, OTHER_SECTION = "embedded", "no gene of the vocabulary", "in
 
 @dataclass(frozen=True, eq=False)
 class Embedder:
-    """A model with all that it needs to read a slice as it was trained to: vocabulary, gene tables and scale settings."""
+    """A model with all that it needs to read a slice as it was trained to: vocabulary, gene tables and scale settings.
+
+    `bias_error` is the largest error of its pair bias as measured: that of a table, or 0 where every bias is computed.
+    """
 
     model: Model
     vocab: GeneVocab
     tables: GeneTables
     scales: ScaleConfig
+    bias_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,11 @@ class SliceEmbedding:
     summary: dict[str, np.ndarray | float]
 
 
-def load_embedder(where: str | Path, *, device: str | None = None) -> Embedder:
-    """Load a model, from a folder or the hub, onto `device`, by default a GPU where there is one; raises as `load_model`."""
+def load_embedder(where: str | Path, *, device: str | None = None, exact: bool = False) -> Embedder:
+    """Load a model, from a folder or the hub, onto `device`, by default a GPU where there is one; raises as `load_model`.
+
+    The pair bias is read from a table made here, unless `exact` is asked for or no table comes as near as `stofm.distance_bias.TABLE_ERROR`.
+    """
     model = load_model(where)
     folder = model.folder
     vocab = read_gene_vocab(folder / "gene_vocab.csv")
@@ -114,7 +122,16 @@ def load_embedder(where: str | Path, *, device: str | None = None) -> Embedder:
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for module in (model.cell_encoder, model.se2_transformer):
         module.to(target)
-    return Embedder(model, vocab, gene_tables_of_model(folder), scales)
+    bias_error = 0.0 if exact else tabulate(model.se2_transformer.pair_bias)
+    return Embedder(model, vocab, gene_tables_of_model(folder), scales, bias_error)
+
+
+def tabulate(pair_bias: DistanceBias) -> float:
+    """Make the table of a pair bias and return its error; 0 where none comes near enough, and every bias is computed."""
+    try:
+        return pair_bias.tabulate()
+    except ConfigError:
+        return 0.0
 
 
 def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOptions = DEFAULTS, *, input_sha256: str = "") -> AnnData:
@@ -160,6 +177,7 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOpt
     table.obs[STOFM_STATUS] = status
     table.uns[UNS_STOFM] = {
         **receipt_of(embedder, spec, options, input_sha256=input_sha256 or content.hexdigest()),
+        "pair_bias_error": embedder.bias_error,
         "um_per_unit": st_slice.source["um_per_unit"],
         "n_embedded": int((status == EMBEDDED).sum()),
         "x_stofm_sha256": hashlib.sha256(flat_bytes(cell_repr)).hexdigest(),
@@ -168,9 +186,9 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOpt
     return table
 
 
-def flat_bytes(array: np.ndarray) -> np.ndarray:
-    """Return the bytes of an array, (n,) uint8, row by row, for hashing."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+def flat_bytes(array: np.ndarray) -> memoryview:
+    """Return the bytes of an array, row by row, for hashing."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, input_sha256: str) -> dict[str, str | int | bool]:
@@ -187,6 +205,7 @@ def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, in
         "keep_cell_embeddings": options.keep_cell_embeddings,
         "measure_seams": options.measure_seams,
         "min_genes": options.min_genes,
+        "is_bias_exact": embedder.bias_error == 0,
         "stofm_version": stofm.__version__,
     }
 
@@ -235,7 +254,7 @@ def embed_slice(st_slice: Slice, embedder: Embedder, options: EmbedOptions = DEF
 
 
 def _summary(cell_repr: FloatArray, virtual: VirtualCells | None) -> dict[str, np.ndarray | float]:
-    summary: dict[str, np.ndarray | float] = {"mean": cell_repr.mean(axis=0), "spread": cell_repr.std(axis=0)}
+    summary: dict[str, np.ndarray | float] = {"mean": cell_repr.mean(axis=0, dtype=np.float64).astype(np.float32), "spread": cell_repr.std(axis=0)}
     if virtual is not None and len(virtual.sizes):
         by_size = np.argsort(-virtual.sizes, kind="stable")
         means = virtual_cells_of(virtual.of_cell, np.zeros((len(cell_repr), 2)), cell_repr).embeddings

@@ -158,7 +158,7 @@ def _run_task(task: TaskConfig, features: TaskFeatures, config: EvaluateConfig, 
         for row, proba, cost, missing in _predictions(features, true, classes, folds, config.probe.model_copy(update={"seed": seed})):
             for number, one in enumerate(slices):
                 held = np.any([fold.roles[number] == HELD_OUT for fold in folds], axis=0)
-                was_seen = "unknown" if seen is None else "yes" if one.slice_id in seen else "no"
+                was_seen = None if seen is None else one.slice_id in seen
                 about = {"task": task.name, "features": row, "slice": one.slice_id, "seed": seed, "seen_in_pretraining": was_seen,
                          "classes_without_training": "|".join(unseen[number]), "missing": missing}  # fmt: skip
                 if missing:
@@ -241,9 +241,10 @@ def _model_parts(config: EvaluateConfig) -> ModelParts:
 def _require_unseen(config: EvaluateConfig, parts: ModelParts, inputs: dict[str, str]) -> set[str] | None:
     """Return the names of the slices that the model was trained on, None if it does not say; `ConfigError` unless `allow_seen` names them all."""
     of_models = [one.model.meta.trained_on.get("inputs") for one in (parts.embedder, parts.without_virtual) if one is not None]
-    if None in of_models:
+    told = [of_model for of_model in of_models if of_model is not None]
+    if len(told) < len(of_models):
         return None
-    trained_on = {sha256 for of_model in of_models for sha256 in of_model.values()}
+    trained_on = {sha256 for of_model in told for sha256 in of_model.values()}
     seen = {slice_name(spec) for task in config.tasks for spec in task.slices if inputs[spec.path] in trained_on}
     refused = sorted(seen) if config.allow_seen is False else sorted(seen - set(config.allow_seen)) if isinstance(config.allow_seen, list) else []
     if refused:

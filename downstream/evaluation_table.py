@@ -93,7 +93,7 @@ def _cells(rows: pd.DataFrame) -> list[list[str]]:
 def notes(summary: pd.DataFrame, scores: pd.DataFrame, splits: Mapping[str, str]) -> list[str]:
     """Say, a line each, how the numbers came about, what leaked, and how the model did over all tasks."""
     known = scores[scores["missing"] == ""]
-    seen = known[known["seen_in_pretraining"] == "yes"]["slice"].unique().tolist()
+    seen = known[known["seen_in_pretraining"].eq(True)]["slice"].unique().tolist()
     unseen = known[known["classes_without_training"] != ""].drop_duplicates(["task", "slice", "seed"])
     f1 = summary[summary["missing"] == ""].pivot(index="task", columns="features", values="macro_f1")
     above = (f1[STOFM] > f1.drop(columns=STOFM).max(axis=1)).sum()
@@ -104,7 +104,7 @@ def notes(summary: pd.DataFrame, scores: pd.DataFrame, splits: Mapping[str, str]
         "all rows of a task. Cells without a label take part in the features, not in the scores; nothing is smoothed. Seconds and memory: all slices "
         "and folds of a task, features and heads; memory beyond what was held before.",
         "The model does not say which slices it was trained on; these may be among them."
-        if (known["seen_in_pretraining"] == "unknown").any()
+        if known["seen_in_pretraining"].isna().any()
         else f"{len(seen)} of {known['slice'].nunique()} slices were in the pretraining corpus, without their labels: {', '.join(seen) or 'none'}.",
     ]
     lines += [f"{one.task}, {one.slice}: no training cell has the class {one.classes_without_training}, which counts as missed."

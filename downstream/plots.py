@@ -113,7 +113,7 @@ def plot_confusion(table: pd.DataFrame, path: Path) -> None:
 
 
 def plot_calibration(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """Draw accuracy over confidence of one or several sets of predictions (`downstream.diagnostics.calibration`) beside where they are equal."""
+    """Draw accuracy over confidence of one or several sets of predictions (`downstream.diagnostics.reliability`) beside where they are equal."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.0, 3.6), layout="constrained")

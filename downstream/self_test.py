@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -46,10 +47,10 @@ class MadeUp:
 def self_test(embedder: Embedder) -> dict[str, float]:
     """Return the largest change of a number of a cell's representation under each thing that must not matter; NaN where there is none.
 
-    Of cells, as the cell encoder reads them: padding. Of a sub-slice, as the SE(2) transformer reads it: motions, order of the
-    cells, other sub-slices in the batch, padding. Of a slice, with its virtual cells and sub-slices made anew: motions and order of
-    the rows. Published checkpoints promise less: their squares, scale and clusters follow the axes of the file, so slices are not
-    tried, and sub-slices not shifted, for `<cls>` lies at the origin.
+    Of cells, as the cell encoder reads them: padding. Of a sub-slice, as the SE(2) transformer reads it: motions, order of the cells, other
+    sub-slices in the batch, padding, a pair bias that is computed instead of read from a table. Of a slice, with its virtual cells and sub-slices
+    made anew: motions and order of the rows. Published checkpoints promise less: their squares, scale and clusters follow the axes of the file, so
+    slices are not tried, and sub-slices not shifted, for `<cls>` lies at the origin.
     """
     transformer, is_published = embedder.model.se2_transformer, embedder.scales.scheme == "published"
     motions = {"rotation": _turn, "reflection": lambda coords: coords * np.array([-1.0, 1.0])}
@@ -77,6 +78,7 @@ def _changes_of_sub_slice(transformer: SE2Transformer, motions: Motions, in_unit
     after = {what: represent_first(transformer, [one.moved(motion)]) for what, motion in motions.items()}
     after["order of cells"] = represent_first(transformer, [one.taken(order)])[np.argsort(order)]
     after["batch"], after["padding"] = represent_first(transformer, [one, other]), represent_first(transformer, [one, larger])
+    after["exact bias"] = represent_first(copy.deepcopy(transformer), [one])  # a copy has weights of its own, and no table was made of these
     return {f"{SUB_SLICE}, {what}": float(np.abs(found - before).max()) for what, found in after.items()}
 
 

@@ -8,6 +8,8 @@ analysis of ranks: cheap to prepare, and training improves on it instead of look
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ def start_from_coexpression(encoder: CellEncoder, corpus: Corpus, *, seed: int) 
     for layer in bert.encoder.layer:
         layer.attention.output.dense.weight.zero_()
         layer.output.dense.weight.zero_()
-    attention = bert.encoder.layer[0].attention
+    attention: Any = bert.encoder.layer[0].attention
     _attend_by_rank(attention, scale=10 / width**0.5)  # undoes the factor above and that of the layer norm
 
     encoder.eval()
@@ -72,8 +74,8 @@ def start_from_coexpression(encoder: CellEncoder, corpus: Corpus, *, seed: int) 
     encoder.train()
 
 
-def _attend_by_rank(attention: nn.Module, *, scale: float) -> None:
-    """Set an attention layer to weigh tokens by their rank dimension and to hand on all dimensions that genes use."""
+def _attend_by_rank(attention: Any, *, scale: float) -> None:
+    """Set an attention layer, transformers' BertAttention, to weigh tokens by their rank dimension and to hand on all dimensions that genes use."""
     read = attention.self
     read.query.weight.zero_()
     read.query.bias.zero_()
@@ -86,8 +88,8 @@ def _attend_by_rank(attention: nn.Module, *, scale: float) -> None:
     attention.output.dense.weight[[CONSTANT, RANK]] = 0
 
 
-def _spread(linear: nn.Linear, encoder: CellEncoder, cells: list[IntArray], *, to: float) -> None:
-    """Shift and scale a layer of an encoder, so that what it gives at `<cls>` of these cells, (B, T) tokens each, is centred and typically `to` long."""
+def _spread(linear: nn.Linear, encoder: CellEncoder, cells: Sequence[IntArray], *, to: float) -> None:
+    """Shift and scale a layer of an encoder, so that what it gives at `<cls>` of cells, (B, T) tokens each, is centred and about `to` long."""
     found: list[Tensor] = []
     hook = linear.register_forward_hook(lambda _, __, output: found.append(output[:, 0] if output.ndim == 3 else output))
     for tokens in cells:

@@ -45,5 +45,5 @@ def merge_adapters(body: nn.Module) -> None:
 
     for name, layer in list(body.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.merge()  # all are of its linear kind
+            layer.merge()  # of its linear kind
             body.set_submodule(name, layer.get_base_layer())

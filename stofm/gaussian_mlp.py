@@ -77,12 +77,12 @@ def _chunks(x: Tensor, mean: Tensor, inverse: Tensor, w1: Tensor, b1: Tensor) ->
     """Rows, ``z``, ``exp(-z^2 / 2)`` and hidden layer of every chunk, each (chunk, K) and overwritten by the next."""
     chunk = _chunk(x)
     room = x.new_empty(3, chunk, len(mean))
-    w1_t = w1.T.contiguous()
+    w1_t, zero = w1.T.contiguous(), x.new_zeros(())
     for start in range(0, len(x), chunk or 1):
         rows = slice(start, min(start + chunk, len(x)))
         z, gaussians, hidden = room[:, : rows.stop - start]
         torch.sub(x[rows, None], mean, out=z).mul_(inverse)
-        torch.mul(z, z, out=gaussians).mul_(-0.5).clamp_(min=LEAST_EXPONENT).exp_()
+        torch.addcmul(zero, z, z, value=-0.5, out=gaussians).clamp_(min=LEAST_EXPONENT).exp_()
         torch.threshold_(gaussians, math.exp(LEAST_EXPONENT) * (1 + 1e-5), 0.0)
         torch.addmm(b1, gaussians, w1_t, out=hidden).relu_()
         yield rows, z, gaussians, hidden

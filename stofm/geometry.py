@@ -11,8 +11,10 @@ from torch import Tensor
 
 from stofm.batch import SubSliceBatch
 
-MOST_BY_MATRIX = 2048  # cells of a sub-slice whose distances are computed all
+MOST_BY_MATRIX = 2048  # tokens of a sub-slice whose distances are computed all
+ROWS_AT_A_TIME = 128  # of those distances on a CPU: they stay in its cache, and in memory that it already has
 TIE = 1e-4  # relative; cells this little farther than the k-th nearest are neighbours too, as on a spot grid
+PairsOfOne = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,20 +50,21 @@ def find_pairs(batch: SubSliceBatch, *, n_neighbors: int) -> Pairs:
     either is the other's neighbour. So the pairs do not depend on the order of the cells.
     """
     N = batch.is_padding.shape[1]
-    if N <= MOST_BY_MATRIX:
+    if N <= MOST_BY_MATRIX and batch.coords_um.device.type != "cpu":
         b, i, j = _by_matrix(batch, n_neighbors)
     else:
         arrays = [x.detach().cpu().numpy() for x in (batch.coords_um, batch.is_cell, batch.is_virtual, batch.is_padding)]
-        parts = [torch.from_numpy(_by_tree(*one, n_neighbors=n_neighbors)) for one in zip(*arrays, strict=True)]
-        numbers = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(one) for one in parts]))
-        b, i, j = (x.to(batch.coords_um.device) for x in (numbers, *torch.cat(parts).unbind(1)))
+        pairs_of = _by_rows if N <= MOST_BY_MATRIX else _by_tree
+        firsts, seconds = zip(*(pairs_of(*one, n_neighbors=n_neighbors) for one in zip(*arrays, strict=True)), strict=True)
+        numbers = np.repeat(np.arange(len(firsts)), [len(one) for one in firsts])
+        b, i, j = (torch.from_numpy(x).to(batch.coords_um.device) for x in (numbers, np.concatenate(firsts), np.concatenate(seconds)))
     first, second = b * N + i, b * N + j
     dx, dy = (axis.index_select(0, first) - axis.index_select(0, second) for axis in (x.flatten() for x in batch.coords_um.unbind(-1)))
     return Pairs(b, i, j, (dx.square_() + dy.square_()).sqrt_())
 
 
-def _by_tree(coords: np.ndarray, is_cell: np.ndarray, is_virtual: np.ndarray, is_padding: np.ndarray, *, n_neighbors: int) -> np.ndarray:
-    """Pairs of one sub-slice by a k-d tree, in memory that grows with their number; (E, 2) int64, in order."""
+def _by_tree(coords: np.ndarray, is_cell: np.ndarray, is_virtual: np.ndarray, is_padding: np.ndarray, *, n_neighbors: int) -> PairsOfOne:
+    """Pairs of one sub-slice by a k-d tree, in memory that grows with their number: first and second, each (E,) int64, in order."""
     cells, n = np.flatnonzero(is_cell), len(coords)
     first, second = (np.tile(np.flatnonzero(~is_padding), (is_virtual.sum(), 1)).ravel(), np.repeat(np.flatnonzero(is_virtual), (~is_padding).sum()))
     if len(cells) > 1:
@@ -71,45 +74,73 @@ def _by_tree(coords: np.ndarray, is_cell: np.ndarray, is_virtual: np.ndarray, is
         first = np.append(first, np.repeat(cells, [len(one) for one in near]))
         second = np.append(second, cells[np.concatenate(near).astype(np.int64)])
     low, high = np.minimum(first, second), np.maximum(first, second)
-    return np.stack(np.divmod(np.unique((low * n + high)[low < high]), n), axis=1)
+    return np.divmod(np.unique((low * n + high)[low < high]), n)
+
+
+def _by_rows(coords: np.ndarray, is_cell: np.ndarray, is_virtual: np.ndarray, is_padding: np.ndarray, *, n_neighbors: int) -> PairsOfOne:
+    """As `_by_tree`, by the distances themselves: on CPUs the faster way for some thousand cells.
+
+    Cells go along the longer side of the sub-slice, some at a time, each with those that lie within a margin of it. What
+    lies beyond is farther along that side alone than the neighbours found, or the margin is doubled.
+    """
+    n, cells = len(coords), np.flatnonzero(is_cell)
+    is_pair = np.zeros((n, n), bool)
+    is_pair[is_virtual], is_pair[:, is_virtual] = ~is_padding, ~is_padding[:, None]
+    if len(cells) > 1:
+        x, y = coords[cells, :: -1 if np.subtract(*np.ptp(coords[cells], axis=0)) < 0 else 1].T
+        order = np.argsort(x, kind="stable")
+        cells, x, y = cells[order], x[order], y[order]
+        for start in range(0, len(cells), ROWS_AT_A_TIME):
+            row, column = _near(x, y, start, n_neighbors)
+            first, second = cells[row], cells[column]
+            is_pair[np.minimum(first, second), np.maximum(first, second)] = True
+    first, second = np.divmod(np.flatnonzero(is_pair), n)
+    is_above = first < second
+    return first[is_above], second[is_above]
+
+
+def _near(x: np.ndarray, y: np.ndarray, start: int, n_neighbors: int) -> PairsOfOne:
+    """Cells from `start` on, `ROWS_AT_A_TIME` of them, and their neighbours among all cells, whose places along x increase."""
+    n, k = len(x), min(n_neighbors, len(x) - 1)
+    end, margin = min(start + ROWS_AT_A_TIME, n), int((n_neighbors * n) ** 0.5)
+    with np.errstate(over="ignore"):  # too far apart for a float32 is far
+        while True:
+            low, high = max(0, start - margin), min(n, end + margin)
+            squared, dy = x[start:end, None] - x[low:high], y[start:end, None] - y[low:high]  # (rows, columns)
+            squared *= squared
+            squared += np.multiply(dy, dy, out=dy)
+            np.fill_diagonal(squared[:, start - low :], np.inf)
+            reach = np.partition(squared, k - 1, axis=1)[:, k - 1] * np.float32((1 + TIE) ** 2)  # (rows,)
+            reach = np.minimum(reach, np.finfo(np.float32).max)
+            is_whole_below = low == 0 or ((x[start:end] - x[low]) ** 2 > reach).all()
+            is_whole_above = high == n or ((x[high - 1] - x[start:end]) ** 2 > reach).all()
+            if is_whole_below and is_whole_above:
+                break
+            margin *= 2
+    row, column = np.divmod(np.flatnonzero(squared <= reach[:, None]), high - low)
+    return start + row, low + column
 
 
 def _by_matrix(batch: SubSliceBatch, n_neighbors: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sub-slice and cells of all pairs by the matrix of distances, the faster way for some thousand cells."""
+    """Sub-slice and cells of all pairs by the matrix of distances, on GPUs the fastest way for some thousand cells."""
     N = batch.is_padding.shape[1]
     nowhere = torch.where(batch.is_cell, 0.0, torch.inf)[..., None]
     x, y = (batch.coords_um + nowhere).mT.contiguous().unbind(1)  # each (B, N); infinite where there is no cell
     squared = (x[:, :, None] - x[:, None, :]).square_()  # (B, N, N), in place, for new memory costs more than arithmetic
     squared += (y[:, :, None] - y[:, None, :]).square_()  # infinite or NaN where one is no cell
     squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    reach = _kth_smallest(squared, min(n_neighbors, N)) * (1 + TIE) ** 2  # (B, N)
+    reach = squared.kthvalue(min(n_neighbors, N), dim=-1).values * (1 + TIE) ** 2  # (B, N)
     reach = reach.clamp(max=torch.finfo(squared.dtype).max)  # of a cell with fewer others: all that are cells
-    is_pair = _at_most(squared, reach[:, :, None]) | _at_most(squared, reach[:, None, :])
+    is_pair = (squared <= reach[:, :, None]) | (squared <= reach[:, None, :])
     b, v = batch.is_virtual.nonzero(as_tuple=True)
     is_pair[b, v] = ~batch.is_padding[b]
     is_pair[b, :, v] = ~batch.is_padding[b]
-    number = torch.arange(N, device=squared.device)
-    is_pair &= _at_most(number[:, None] + 1, number)
-    b, i, j = where(is_pair)
+    b, i, j = is_pair.triu_(1).nonzero(as_tuple=True)
     return b, i, j
-
-
-def _kth_smallest(values: Tensor, k: int) -> Tensor:
-    """Return the k-th smallest of the last axis; (..., M) -> (...)."""
-    if values.device.type == "cpu":  # numpy takes less than half the time
-        return torch.from_numpy(np.partition(values.detach().numpy(), k - 1, axis=-1)[..., k - 1])
-    return values.kthvalue(k, dim=-1).values
-
-
-def _at_most(values: Tensor, limit: Tensor) -> Tensor:
-    """``values <= limit``, broadcast."""
-    if values.device.type == "cpu":  # likewise
-        return torch.from_numpy(values.numpy() <= limit.numpy())
-    return values <= limit
 
 
 def where(is_pair: Tensor) -> tuple[Tensor, ...]:
     """Indices along each axis where a mask is true."""
-    if is_pair.device.type == "cpu":  # likewise
+    if is_pair.device.type == "cpu":  # numpy takes less than half the time
         return tuple(map(torch.from_numpy, np.unravel_index(np.flatnonzero(is_pair.numpy()), is_pair.shape)))
     return is_pair.nonzero(as_tuple=True)

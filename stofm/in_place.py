@@ -65,7 +65,7 @@ class _Fill(Function):
         ctx.save_for_backward(place)
         state = apart.new_empty(len(apart), n, n)
         for one, constant, of_place in zip(state.flatten(1), apart, value.T.contiguous(), strict=True):
-            one.fill_(constant).index_copy_(0, place, of_place)
+            one.fill_(constant).scatter_(0, place, of_place)
         return state
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The pair state in three forms that compute the same: what distances add to attention, plus the scores of all layers so far.
+"""The pair state in four forms that compute the same: what distances add to attention, plus the scores of all layers so far.
 
 Forms differ in what they keep of ``S_l = S_{l-1} + q_l k_l^T``, where ``S_0`` is the pair bias and a layer attends by ``softmax(S_l) v_l``
 (SToFM, after Uni-Mol):
@@ -6,6 +6,7 @@ Forms differ in what they keep of ``S_l = S_{l-1} + q_l k_l^T``, where ``S_0`` i
 - `RowBlocks` uses ``S_l = S_0 + [q_1 .. q_l] [k_1 .. k_l]^T`` and makes a few rows of it at a time: nothing is ever N x N. Inference on CPUs.
 - `Concatenated` hands the same sum to scaled-dot-product attention, with a dense ``S_0``. GPUs.
 - `InPlace` (`stofm.in_place`) adds every layer to one array: the least arithmetic. Training on CPUs.
+- `Fused` (`stofm.fused`) starts from coordinates instead of pairs, and looks ``S_0`` up inside the attention kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from stofm.in_place import BLOCK, InPlace
 from stofm.sparse_bias import SparseBias
 
-Form = Literal["rows", "concatenated", "in_place"]
+Form = Literal["rows", "concatenated", "in_place", "fused"]
 LEAST_ROWS = 128  # of a block; products of fewer rows are slow
 
 
@@ -35,7 +36,7 @@ class PairState(Protocol):
 
 def pair_state(bias: SparseBias, form: Form | None = None) -> PairState:
     """Start from the pair bias, by default in the form that suits the device and the wish for gradients."""
-    if form is None:
+    if form is None:  # `fused` is to be asked for until it was tried on a GPU
         form = "concatenated" if bias.apart.is_cuda else "in_place" if torch.is_grad_enabled() else "rows"
     forms: dict[Form, type[PairState]] = {"rows": RowBlocks, "concatenated": Concatenated, "in_place": InPlace}
     return forms[form](bias)  # type: ignore[call-arg]
@@ -71,7 +72,7 @@ class RowBlocks(_AllLayers):
         self.n_columns = bias.is_padding.shape[1]
         self.key, order = (row * self.n_columns + column).sort()
         self.row, self.column = row[order], column[order]
-        self.value = bias.values()[order].T.contiguous()  # (H, M)
+        self.value = bias.values().T.contiguous().index_select(1, order)  # (H, M); in this order of steps, for columns are slow to gather
         self.starts = torch.searchsorted(self.key, torch.arange(bias.bounds[-1] + 1, device=row.device) * self.n_columns).tolist()  # of every row
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
@@ -81,6 +82,7 @@ class RowBlocks(_AllLayers):
         q, k = self.add(q.to(dtype), k.to(dtype))
         values = v.to(dtype).transpose(0, 1).contiguous()  # (H, T, D/H)
         mixed = torch.empty_like(values)
+        constants = self.bias.apart.tolist()
         for start, stop in zip(self.bias.bounds, self.bias.bounds[1:], strict=False):
             n = stop - start
             n_rows = min(n, max(LEAST_ROWS, BLOCK // max(n, 1)))
@@ -91,10 +93,10 @@ class RowBlocks(_AllLayers):
                 place, entries = self._entries(rows, n)
                 for head in range(0, len(values), n_heads):
                     heads = slice(head, head + n_heads)
-                    apart = self.bias.apart[heads, None]
-                    scores = room[: len(apart) * n * (rows.stop - first)].view(len(apart), -1)
-                    scores.copy_(apart.expand_as(scores)).index_copy_(1, place, self.value[heads, entries])
-                    scores = scores.view(len(apart), -1, n).baddbmm_(q[heads, rows], k[heads, start:stop].mT)
+                    scores = room[: len(constants[heads]) * n * (rows.stop - first)].view(len(constants[heads]), -1)
+                    for one, apart, of_place in zip(scores, constants[heads], self.value[heads, entries], strict=True):
+                        one.fill_(apart).scatter_(0, place, of_place)  # one head at a time: several times as fast as all together
+                    scores = scores.view(len(scores), -1, n).baddbmm_(q[heads, rows], k[heads, start:stop].mT)
                     weights = torch.softmax(scores, -1, out=scores)
                     weights = F.dropout(weights, dropout, inplace=True) if dropout else weights
                     torch.bmm(weights, values[heads, start:stop], out=mixed[heads, rows])

@@ -38,7 +38,7 @@ class SE2TransformerConfig(FrozenModel):
     ffn_dim: int = Field(256, ge=1)
     n_radial: int = Field(32, ge=2, description="Radial functions of the pair bias.")
     length_um: float = Field(20.0, gt=0, description="Micrometres; the pair bias resolves distances finest below it.")
-    n_neighbors: int = Field(16, ge=1, description="Nearest cells whose distance a cell sees.")
+    n_neighbors: int = Field(16, ge=1, description="Nearest cells whose distance a cell sees; with more than a sub-slice has, all pairs.")
     dropout: float = Field(0.1, ge=0, lt=1)
     geometry: Literal["distances", "directional"] = Field("distances", description="directional: relative directions of neighbours too.")
 
@@ -127,7 +127,11 @@ class SE2Transformer(nn.Module):
         wanted : (P, 3) int64, optional
             Sub-slice and two cells of every pair whose representation is asked for.
         """
-        pairs = self.find_pairs(batch) if pairs is None else pairs
+        is_fused = self.form == "fused"
+        if is_fused and (pairs is not None or not isinstance(self.pair_bias, PairBias)):
+            raise RuntimeError("the fused pair state makes pairs of coordinates inside attention; hand it none, and no published distances")
+        if pairs is None and not (is_fused and self.config.geometry == "distances"):
+            pairs = self.find_pairs(batch)
         is_there = ~batch.is_padding
         cells, directions = self._read_cells(batch), None  # (B, N, D)
         if self.config.geometry == "directional":
@@ -135,11 +139,18 @@ class SE2Transformer(nn.Module):
             cells = cells + update
         cells = cells[is_there]  # (T, D), without padding
         with torch.autocast(cells.device.type, enabled=False):  # bias, and so the pair state, in float32 whatever the layers are in
-            state = pair_state(self.pair_bias(batch, pairs), self.form)
+            state = self._pair_state(batch, pairs)
         for layer in self.layers:
             cells = layer(cells, state)
         cell_repr = cells.new_zeros(*is_there.shape, EMBEDDING_DIM).masked_scatter(is_there[..., None], cells)
         return SubSliceRepr(cell_repr, None if wanted is None else state.of_pairs(wanted), directions)
+
+    def _pair_state(self, batch: SubSliceBatch, pairs: Pairs | None) -> PairState:
+        if self.form == "fused":
+            from stofm.fused import Fused
+
+            return Fused(self.pair_bias, batch, self.config.n_neighbors, self.config.n_layers)  # type: ignore[arg-type]
+        return pair_state(self.pair_bias(batch, pairs), self.form)
 
     def find_pairs(self, batch: SubSliceBatch) -> Pairs:
         """Return the pairs of a batch, as its distances in micrometres give them; `DataError` under `scheme: published`."""

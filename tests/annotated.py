@@ -9,7 +9,8 @@ from anndata import AnnData
 
 from corpus.simulate import SimulationConfig, simulate_slices
 from downstream.embedding import write_table
-from downstream.heads import fit_head, predict_head
+from downstream.heads import HeadConfig, fit_head
+from downstream.predict import predict_head
 from downstream.probes import ProbeConfig
 
 TASKS = ("region", "cell_type")
@@ -25,7 +26,7 @@ def embedded_by_truth(table: AnnData, *, noise: float = 1.0) -> AnnData:
     table.obsm["X_stofm"] = features.astype(np.float32)
     table.obs["stofm_status"] = np.where(np.isnan(features[:, 0]), "no gene of the vocabulary", "embedded")
     table.uns["stofm"] = {"weights_sha256": "ab" * 32, "vocabulary_sha256": "cd" * 32, "gene_tables": "made up", "scales": '{"scheme": "tissue"}',
-                          "slice": "{}", "um_per_unit": 1.0, "n_embedded": table.n_obs - 2, "stofm_version": "0"}  # fmt: skip
+                          "slice": '{"spatial_key": "spatial"}', "um_per_unit": 1.0, "n_embedded": table.n_obs - 2, "stofm_version": "0"}  # fmt: skip
     return table
 
 
@@ -36,6 +37,6 @@ def write_annotated(path: Path, *, n_cells: int = 600) -> Path:
     first.obs["region"] = first.obs["region"].cat.rename_categories({"region_0": "</script><b>&"})
     second.obs["depth"] = np.asarray(second.X.sum(axis=1)).ravel()
     for task in TASKS:
-        head = fit_head({"first": first}, task, label=task, config=ProbeConfig(l2=1.0))  # type: ignore[arg-type]
+        head = fit_head({"first": first}, task, label=task, config=HeadConfig(probe=ProbeConfig(l2=1.0)))  # type: ignore[arg-type]
         predict_head(head, second, "second")
     return write_table(second, path)

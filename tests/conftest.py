@@ -26,9 +26,9 @@ settings.load_profile("stofm")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    """The same number of threads whatever OMP_NUM_THREADS says."""
-    torch.set_num_threads(2)
+def one_thread() -> None:
+    """A core for every worker of the suite; threads that wait for each other on a full machine take several times as long."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -261,6 +261,7 @@ def embed(
     min_genes: Annotated[int, typer.Option(help="Refuse slices with fewer detected genes that the model knows.")] = 20,
     seams: Annotated[bool, typer.Option("--seams", help="Measure what the borders of sub-slices do: embeds twice, by two tilings.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace embeddings of other inputs, models or settings.")] = False,
+    exact: Annotated[bool, typer.Option(help="Compute every pair bias instead of reading it from a table.")] = False,
 ) -> None:
     """Embed slices: the same AnnData or SpatialData comes out with obsm["X_stofm"].
 
@@ -272,7 +273,7 @@ def embed(
     specs = slice_specs(slices, um_per_unit=um_per_unit, spatial_key=spatial_key, counts_layer=counts_layer, species=species,
                         technology=technology, section_key=section_key)  # fmt: skip
     options = embed_options(keep_cell_embeddings=keep_cell_embeddings, measure_seams=seams, min_genes=min_genes, max_memory=max_memory)
-    run_embed(specs, model, out, device=device, options=options, scheme=scheme, overwrite=overwrite)
+    run_embed(specs, model, out, device=device, options=options, scheme=scheme, exact=exact, overwrite=overwrite)
 
 
 @app.command()

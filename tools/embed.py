@@ -34,6 +34,7 @@ def run_embed(
     device: str | None = None,
     options: EmbedOptions = DEFAULTS,
     scheme: str | None = None,
+    exact: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Embed slices into ``out/<name>.h5ad``, or ``.zarr`` of SpatialData; returns the files, those that stood already among them.
@@ -41,7 +42,7 @@ def run_embed(
     Slices that cannot be used are named and passed over; `DataError` at the end if there were any.
     """
     check_folder(out, EMBEDDED_KIND)
-    embedder = load_embedder(model, device=device)
+    embedder = load_embedder(model, device=device, exact=exact)
     if scheme not in (None, embedder.scales.scheme):
         raise ConfigError(f"--scheme: found {scheme!r}; expected {embedder.scales.scheme!r}, that of the model {model}. Leave the option out.")
     if out.is_dir():

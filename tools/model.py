@@ -78,6 +78,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
         "se2_transformer": {
             **model.se2_transformer.config.model_dump(mode="json", exclude={"scheme"}),
             "n_parameters": sum(parameter.numel() for parameter in model.se2_transformer.parameters()),
+            "pair_bias_error": embedder.bias_error,
         },
         "vocabulary": {
             "n_genes": sum(not gene.startswith("<") for gene in embedder.vocab.gene_ids.tolist()),
@@ -99,6 +100,7 @@ def _show(about: dict[str, Any]) -> None:
         f"of a cell; {encoder['n_parameters']:,} parameters",
         "SE(2) transformer": f"{transformer['n_layers']} layers, {transformer['n_heads']} heads, {transformer['n_radial']} radial functions; "
         f"{transformer['n_parameters']:,} parameters",
+        "pair bias": f"from a table, within {transformer['pair_bias_error']:.1e}" if transformer["pair_bias_error"] else "computed",
         "vocabulary": f"{about['vocabulary']['n_genes']:,} genes, {about['vocabulary']['n_ids']:,} ids; {about['vocabulary']['sha256'][:12]}",
         "gene tables": f"{about['gene_tables']['release']}; {about['gene_tables']['sha256'][:12]}",
         "trained on": _trained_on(trained_on),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corpus.qc import QualityConfig, for_corpus
-from corpus.readers.anndata_h5ad import close, read_h5ad
+from corpus.readers.anndata_h5ad import close, fetch, read_h5ad
 from corpus.readers.cosmx import read_cosmx
 from corpus.readers.curio import read_curio
 from corpus.readers.input import reading
@@ -115,7 +115,7 @@ def read_table(spec: SliceSpec) -> AnnData:
     """Read the annotated table of a slice into memory; raises as `open_table`."""
     table = open_table(spec)
     with located(f"slice {slice_name(spec)!r} ({spec.path})"), reading("AnnData", expected="a whole file", remedy="Fetch or write it again."):
-        in_memory = table.to_memory()
+        in_memory = fetch(table)
         close(table)
         return in_memory
 

@@ -57,6 +57,23 @@ def _on_disk(found: Any) -> Any:
     return found if isinstance(found, h5py.Dataset) else anndata.io.sparse_dataset(found)
 
 
+def fetch(table: AnnData) -> AnnData:
+    """Return a table with its matrices in memory; sparse float16 in X and layers, a type that scipy does not know, becomes float32."""
+    import numpy as np
+    from scipy.sparse import csc_matrix, csr_matrix
+
+    def widened(matrix: Any) -> Any:
+        if not hasattr(matrix, "group") or matrix.dtype != np.float16:
+            return matrix
+        values, where, starts = (matrix.group[name][:] for name in ("data", "indices", "indptr"))
+        return {"csr": csr_matrix, "csc": csc_matrix}[matrix.format]((values.astype(np.float32), where, starts), shape=matrix.shape)
+
+    table.X = widened(table.X)
+    for name in table.layers:
+        table.layers[name] = widened(table.layers[name])
+    return table.to_memory()
+
+
 def close(table: AnnData) -> None:
     """Close the file that matrices of a table are left in, if any; the table is of no use afterwards."""
     import h5py

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from torch import Tensor
 
 from corpus.published_scheme import NO_DISTANCE, published_distances
 from stofm.batch import SubSliceBatch, collate
+from stofm.distance_bias import TABLE_ERROR
 from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS
+from stofm.pair_state import Form
 from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
 
 PLAIN, OURS, TABLE, CONCATENATED = "plain formula", "ours", "ours, bias from a table", "ours, concatenated queries and keys"
@@ -33,8 +35,8 @@ FORWARD, TRAINING = "forward", "training step"
 AT_LEAST = {FORWARD: 20.0, TRAINING: 9.0}
 MOST_MEMORY = {FORWARD: 1 / 8, TRAINING: 1 / 4}
 IN_BOTH_WAYS = tuple((what, way) for what in (FORWARD, TRAINING) for way in (PLAIN, OURS))
-TABLE_ERROR = 1e-4  # of the bias
 MOST_DIFFERENCE = {FORWARD: {OURS: 2e-5, TABLE: TABLE_ERROR, CONCATENATED: 2e-5}, TRAINING: {OURS: 1e-4, CONCATENATED: 1e-4}}
+ROUNDS_ON_GPU = 5
 MOST_GB, MOST_GROWTH = 8.0, 2.1  # of the largest sub-slice; exponent of time over its second half, with room for noise
 
 
@@ -45,14 +47,16 @@ class Size:
     n_cells: int
     n_virtual: int
     batches: tuple[int, ...]
-    n_forward: int
-    n_training: int
+    n_forward: tuple[int, ...]  # rounds of each batch
+    n_training: tuple[int, ...]
     n_large: tuple[int, ...]
     alone: tuple[tuple[str, str], ...]  # what is run in a process of its own for its memory
 
 
-FULLY = Size(n_cells=1000, n_virtual=49, batches=(1, 4), n_forward=3, n_training=2, n_large=(2_500, 5_000, 10_000), alone=IN_BOTH_WAYS)
-TINY = Size(n_cells=30, n_virtual=3, batches=(1, 2), n_forward=1, n_training=1, n_large=(60,), alone=((FORWARD, OURS),))
+LARGE = (2_500, 5_000, 10_000, 20_000)
+FULLY = Size(n_cells=1000, n_virtual=49, batches=(1, 4), n_forward=(5, 2), n_training=(2, 1), n_large=LARGE, alone=IN_BOTH_WAYS)  # 5 minutes
+TINY = Size(n_cells=30, n_virtual=3, batches=(1, 2), n_forward=(1, 1), n_training=(1, 1), n_large=(60,), alone=((FORWARD, OURS),))
+OF_LARGE_MEMORY = 10_000  # cells for which MOST_GB is asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,13 +174,18 @@ def peak_megabytes(size: Size, what: str, way: str) -> float:
 
 
 def large_sub_slice(n_cells: int) -> tuple[SE2Transformer, SubSliceBatch]:
-    """Our own scheme on one sub-slice of cells 10 um apart, with a virtual cell for every 100 of them, at most 100."""
+    """Our own scheme and one sub-slice."""
+    torch.manual_seed(0)
+    return SE2Transformer(SE2TransformerConfig()).eval(), collate([large_record(n_cells)])
+
+
+def large_record(n_cells: int) -> dict[str, np.ndarray]:
+    """A sub-slice of cells 10 um apart, with a virtual cell for every 100 of them, at most 100."""
     rng, n_virtual = np.random.default_rng(0), min(100, n_cells // 100)
     places = [rng.uniform(0, 10 * n_cells**0.5, (n, 2)) for n in (n_cells, n_virtual)]
     embeddings = [rng.normal(size=(n, 256)) / 16 for n in (n_cells, n_virtual)]
     names = (COORDS_UM, VIRTUAL_COORDS_UM, CELL_EMBEDDINGS, VIRTUAL_EMBEDDINGS)
-    torch.manual_seed(0)
-    return SE2Transformer(SE2TransformerConfig()).eval(), collate([dict(zip(names, (*places, *embeddings), strict=True))])
+    return dict(zip(names, (*places, *embeddings), strict=True))
 
 
 def seconds_and_gigabytes(n_cells: int) -> tuple[float, float]:
@@ -226,18 +235,43 @@ def gpu_lines(size: Size) -> list[str]:
         for what in (FORWARD, TRAINING):
             ways = {name: synced(way) for name, way in ways_of(what, data, device="cuda", precision=precision).items() if name != OURS}
             take_turns(ways, 2)
-            seconds = take_turns(ways, size.n_forward, clock=time.perf_counter)
-            lines += [
-                "",
-                f"{what}, {precision}, batch {size.batches[-1]}",
-                "",
-                "| way | ms | least to most | ratio | cells/s | share |",
-                "|---|---|---|---|---|---|",
-            ]
-            for row, rounds in zip(timing_rows(seconds, slow=PLAIN), seconds.values(), strict=True):
-                rate = size.batches[-1] / np.median(rounds)
-                lines.append(f"{row} {rate * size.n_cells:,.0f} | {rate * arithmetic(n, what) / fastest:.3f} |")
+            seconds = take_turns(ways, ROUNDS_ON_GPU, clock=time.perf_counter)
+            work = arithmetic(n, what) * size.batches[-1]
+            lines += gpu_table(f"{what}, {precision}, batch {size.batches[-1]}", seconds, PLAIN, size.n_cells * size.batches[-1], work / fastest)
+        batch, forms = own_scheme(size.n_cells, precision)
+        ways = {form: synced(way) for form, way in forms.items()}
+        take_turns(ways, 2)
+        seconds = take_turns(ways, ROUNDS_ON_GPU, clock=time.perf_counter)
+        tokens = (~batch.is_padding).sum(dim=1).tolist()
+        title = f"Our own scheme, sub-slices of {', '.join(map(str, tokens))} tokens, pairs found within the time, forward, {precision}"
+        work = sum(arithmetic(n, FORWARD) for n in tokens)
+        lines += gpu_table(title, seconds, "concatenated", int(batch.is_cell.sum()), work / fastest)
     return lines
+
+
+def gpu_table(title: str, seconds: Mapping[str, Sequence[float]], slow: str, n_cells: int, least_seconds: float) -> list[str]:
+    """Times of ways, with cells per second, and `least_seconds`, those of a large matrix product with as many operations, as a share of them."""
+    rows = zip(timing_rows(seconds, slow=slow), map(np.median, seconds.values()), strict=True)
+    head = ["", title, "", "| way | ms | least to most | ratio | cells/s | share |", "|---|---|---|---|---|---|"]
+    return [*head, *(f"{row} {n_cells / median:,.0f} | {least_seconds / median:.3f} |" for row, median in rows)]
+
+
+def own_scheme(n_cells: int, precision: torch.dtype, device: str = "cuda") -> tuple[SubSliceBatch, dict[str, Callable[[], Tensor]]]:
+    """Sub-slices of several sizes, and the inference of our own scheme on them by the form of the pair state."""
+    model, _ = large_sub_slice(n_cells)
+    records = [large_record(n) for n in (n_cells, n_cells, n_cells * 3 // 4, n_cells // 2)]
+    model, batch = model.to(device), collate(records).to(device)
+
+    def in_form(form: Form) -> Callable[[], Tensor]:
+        def forward() -> Tensor:
+            model.form = form
+            with torch.no_grad(), torch.autocast(device, precision, enabled=precision != torch.float32):
+                return model(batch).cell_repr
+
+        return forward
+
+    forms: tuple[Form, ...] = ("concatenated", "fused")
+    return batch, {form: in_form(form) for form in forms}
 
 
 def arithmetic(n_tokens: int, what: str) -> float:
@@ -266,8 +300,8 @@ class Measured:
 def measure(size: Size) -> Measured:
     seconds, differences, threads = {}, {}, torch.get_num_threads()
     torch.set_num_threads(1)
-    for what, n_rounds in ((FORWARD, size.n_forward), (TRAINING, size.n_training)):
-        for n_sub_slices in size.batches:
+    for what, n_rounds_each in ((FORWARD, size.n_forward), (TRAINING, size.n_training)):
+        for n_sub_slices, n_rounds in zip(size.batches, n_rounds_each, strict=True):
             ways = ways_of(what, published_sub_slices(size.n_cells, size.n_virtual, n_sub_slices))
             if n_sub_slices == 1:
                 differences[what] = difference(what, ways)
@@ -293,6 +327,11 @@ def test_bench_runs_tiny() -> None:
     assert equal_enough(found)
     assert min(found.megabytes.values()) > 0
     assert min(gigabytes for _, gigabytes in found.large.values()) > 0
+
+
+def test_forms_compared_on_a_gpu_compute_the_same() -> None:
+    one, other = (way() for way in own_scheme(40, torch.float32, "cpu")[1].values())
+    torch.testing.assert_close(one, other, atol=2 * TABLE_ERROR, rtol=0)
 
 
 @pytest.mark.slow
@@ -331,7 +370,7 @@ def test_the_model_is_many_times_faster_in_a_fraction_of_the_memory() -> None:
     assert all(times >= AT_LEAST[what] for (what, _), times in ratios.items()), ratios
     assert all(ours <= MOST_MEMORY[what] * plain for what, (plain, ours) in memory.items()), memory
     assert equal_enough(found), found.differences
-    assert found.large[FULLY.n_large[-1]][1] <= MOST_GB, found.large
+    assert found.large[OF_LARGE_MEMORY][1] <= MOST_GB, found.large
     assert growth(found.large) <= MOST_GROWTH, found.large
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from cli import succeed
@@ -34,7 +35,21 @@ def with_a_flat_z(table: anndata.AnnData, folder: Path) -> Path:
     return folder / "slice.h5ad"
 
 
-STORED = {"SpatialData": (in_spatialdata, []), "key xy": (under_another_key, ["--spatial-key", "xy"]), "flat z": (with_a_flat_z, [])}
+def as_sparse_float16(table: anndata.AnnData, folder: Path) -> Path:
+    table.write_h5ad(folder / "slice.h5ad")
+    with h5py.File(folder / "slice.h5ad", "r+") as file:
+        counts = file["X/data"][:].astype(np.float16)
+        del file["X/data"]
+        file["X/data"] = counts
+    return folder / "slice.h5ad"
+
+
+STORED = {
+    "SpatialData": (in_spatialdata, []),
+    "key xy": (under_another_key, ["--spatial-key", "xy"]),
+    "flat z": (with_a_flat_z, []),
+    "sparse float16": (as_sparse_float16, []),
+}
 
 
 @pytest.mark.parametrize("form", STORED)

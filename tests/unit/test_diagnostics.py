@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from downstream.diagnostics import calibration, clusters, composition, confusion, neighbor_enrichment
+from downstream.diagnostics import clusters, composition, confusion, neighbor_enrichment, reliability
 
 RNG = np.random.default_rng(0)
 
@@ -30,13 +30,13 @@ def test_the_confusion_counts_every_labelled_cell_once_and_names_those_without_a
 def test_the_calibration_error_is_the_distance_of_confidence_and_accuracy(shift):
     confidence = RNG.uniform(0.2, 0.75, 40_000)
     true = np.where(RNG.random(40_000) < confidence, "a", "b")
-    found = calibration(true, np.full(40_000, "a"), confidence + shift)
+    found = reliability(true, np.full(40_000, "a"), confidence + shift)
     assert found.error == pytest.approx(shift, abs=0.02)
     assert found.bins["n_cells"].sum() == 40_000
 
 
 def test_without_true_labels_there_is_no_calibration():
-    assert calibration(np.array(["", ""]), np.array(["a", "a"]), np.array([0.5, 0.6])) is None
+    assert reliability(np.array(["", ""]), np.array(["a", "a"]), np.array([0.5, 0.6])) is None
 
 
 def test_clusters_are_numbered_by_size_and_cells_without_embedding_have_none():

@@ -12,10 +12,11 @@ from stofm.fields import COORDS_UM
 from stofm.geometry import find_pairs
 
 
-@pytest.fixture(params=["matrix", "tree"], autouse=True)
+@pytest.fixture(params=["rows", "tree"], autouse=True)
 def _way(request, monkeypatch) -> None:
     """Both ways of finding pairs, whatever the number of cells."""
-    monkeypatch.setattr("stofm.geometry.MOST_BY_MATRIX", {"matrix": 10_000, "tree": 0}[request.param])
+    monkeypatch.setattr("stofm.geometry.MOST_BY_MATRIX", {"rows": 10_000, "tree": 0}[request.param])
+    monkeypatch.setattr("stofm.geometry.ROWS_AT_A_TIME", 4)
 
 
 def plain_pairs(coords: np.ndarray, is_virtual: np.ndarray, n_neighbors: int) -> set[tuple[int, int]]:
@@ -51,6 +52,21 @@ def test_pairs_are_those_of_a_plain_search(n_neighbors, n_virtual):
         assert found(batch, n_neighbors, b) == plain_pairs(batch.coords_um[b, :n].numpy(), batch.is_virtual[b, :n].numpy(), n_neighbors)
     assert len(pairs.first) == len(set(zip(pairs.batch.tolist(), pairs.first.tolist(), pairs.second.tolist(), strict=True)))
     assert (pairs.first < pairs.second).all()
+
+
+UNEVEN = {
+    "crowded in a corner": 10 * np.exp(np.random.default_rng(0).normal(0, 2, (60, 2))),
+    "on a line": np.stack([np.zeros(60), np.random.default_rng(1).permutation(60) * 7.0], axis=1),
+    "two columns": np.stack([np.arange(60) % 2 * 500.0, np.arange(60) * 8.0], axis=1),
+    "two far ends": np.random.default_rng(2).normal(0, 30, (60, 2)) + np.where(np.arange(60) < 3, 1e4, 0.0)[:, None],
+}
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 3, 12])
+@pytest.mark.parametrize("places", UNEVEN.values(), ids=UNEVEN.keys())
+def test_pairs_are_those_of_a_plain_search_where_cells_lie_unevenly(places, n_neighbors):
+    batch = batch_of_places(places)
+    assert found(batch, n_neighbors) == plain_pairs(batch.coords_um[0].numpy(), batch.is_virtual[0].numpy(), n_neighbors)
 
 
 def test_distances_are_those_of_the_places():

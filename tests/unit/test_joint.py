@@ -81,8 +81,9 @@ def test_chunks_change_neither_losses_nor_gradients(tiny_corpus, frozen):
     batch, chunked = whole.micro_batch([(0, 1)]), in_chunks.micro_batch([(0, 1)])
     assert (len(batch.chunks), len(chunked.chunks) > 3) == (1, True)
     expected = gradients(whole, batch)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())  # some, as of biases of keys, are rounding alone
     for name, gradient in gradients(in_chunks, chunked).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5 * float(expected[name].abs().max()), msg=name)
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6 * largest, msg=name)
 
 
 def test_visible_cells_read_as_the_encoder_embeds_them_and_hidden_ones_are_not_embedded(tiny_corpus, frozen):

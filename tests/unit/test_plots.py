@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from downstream.diagnostics import calibration, composition, confusion
+from downstream.diagnostics import composition, confusion, reliability
 from downstream.plots import colours_of, plot_calibration, plot_confusion, plot_proportions, plot_tissues, plot_umap
 
 RNG = np.random.default_rng(0)
 PLACES = RNG.uniform(0, 100, (60, 2))
 LABELS = np.array(["gut", "liver", "brain"])[RNG.integers(0, 3, 60)]
 TYPES = np.array(["T cell", "B cell"])[RNG.integers(0, 2, 60)]
-CURVE = calibration(LABELS, np.full(60, "gut"), RNG.uniform(0, 1, 60))
+CURVE = reliability(LABELS, np.full(60, "gut"), RNG.uniform(0, 1, 60))
 FIGURES = {
     "tissues": lambda path: plot_tissues({"one": (PLACES, LABELS), "two": (PLACES * [2, 1], LABELS[::-1])}, path),
     "proportions": lambda path: plot_proportions(composition(LABELS, TYPES), path),

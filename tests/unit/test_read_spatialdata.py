@@ -12,7 +12,7 @@ from spatialdata.models import ShapesModel, TableModel
 from corpus.readers import read_slice
 from corpus.simulate import SimulationConfig, simulate_slice
 from corpus.slice import SliceSpec
-from stofm.errors import DataError
+from stofm.errors import BadSlice, DataError
 
 N = 40
 
@@ -86,8 +86,9 @@ def test_the_table_named_is_read(table, read):
 
 def test_a_store_without_a_table_is_refused(table, read):
     _, circles, _ = placed_by_shapes(table)
-    with pytest.raises(DataError, match="found no table; expected one with counts"):
+    with pytest.raises(BadSlice, match="found no table; expected one with counts") as caught:
         read({}, {"cells": circles})
+    assert caught.value.code == "NO_TABLE"
 
 
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_text("x")], ids=["empty folder", "file"])

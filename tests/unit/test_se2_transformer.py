@@ -114,3 +114,12 @@ def test_a_configuration_from_before_there_were_schemes_is_ours():
 def test_an_unknown_scheme_is_refused():
     with pytest.raises(ConfigError, match=r"model: scheme: Input should be 'stofm' or 'published'; found 'squares'"):
         parse_config(SE2TransformerConfig, {"scheme": "squares"}, where="model")
+
+
+@pytest.mark.parametrize("most_by_matrix", [2048, 1])
+def test_more_neighbors_than_there_are_cells_make_pairs_of_all(most_by_matrix, monkeypatch):
+    monkeypatch.setattr("stofm.geometry.MOST_BY_MATRIX", most_by_matrix)
+    batch = collate([random_record(0, 20), random_record(1, 5), random_record(2, 1, n_virtual=0)])
+    dense = SE2Transformer(SE2TransformerConfig(**{**SIZES, "n_neighbors": 10**6}))
+    n_tokens = (~batch.is_padding).sum(dim=1)
+    assert len(dense.find_pairs(batch).first) == (n_tokens * (n_tokens - 1) // 2).sum()

@@ -17,7 +17,10 @@ from downstream.model_import import import_published
 from downstream.self_test import MOST_CHANGE, in_published_unit, made_up, represent_first, self_test
 from stofm.geometry import find_pairs
 
-OF_EITHER = ["cell, padding", "sub-slice, batch", "sub-slice, order of cells", "sub-slice, padding", "sub-slice, reflection", "sub-slice, rotation"]
+OF_EITHER = [
+    "cell, padding",
+    *(f"sub-slice, {what}" for what in ("batch", "exact bias", "order of cells", "padding", "reflection", "rotation")),
+]
 OF_OURS = [*OF_EITHER, "sub-slice, shift", "slice, order of rows", "slice, reflection", "slice, rotation", "slice, shift"]
 
 

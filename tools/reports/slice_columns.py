@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TASKS = {"region": "region", "cell_type": "cell type"}
 PREDICTED, LABELS, MEASURED, EMBEDDING, GENES = "Predictions", "Labels", "Other columns", "Embedding", "Genes"
 SYMBOL_COLUMNS = ("symbol", "gene_symbol", "gene_name", "feature_name")
+CLUSTERS = "stofm_cluster"  # of `stofm cluster`; tables without it are clustered here
 MOST_CLASSES = 1000  # of a column that is not a name
 DENSE_BYTES = 60_000_000  # that genes may take before they are packed
 
@@ -78,7 +79,7 @@ def columns_of(table: AnnData, labels: Sequence[Labels], *, genes: Sequence[str]
     for name in table.obs.columns:
         if name not in taken and (column := _other(table, str(name))) is not None:
             columns.append(column)
-    if X_STOFM in table.obsm:
+    if X_STOFM in table.obsm and CLUSTERS not in table.obs:
         columns.append(class_column("cluster:stofm", "cluster of the embedding (k-means)", EMBEDDING, clusters(np.asarray(table.obsm[X_STOFM]))))
     return columns + _genes(table, genes)
 

@@ -15,7 +15,7 @@ from corpus.gene_ids import load_gene_tables, map_to_human
 from corpus.readers import read_table, slice_of
 from corpus.readers.table import declared_unit, find_coordinates
 from corpus.slice import FloatArray, SliceSpec, to_micrometres
-from downstream.diagnostics import calibration, composition, confusion, neighbor_enrichment, umap_places
+from downstream.diagnostics import composition, confusion, neighbor_enrichment, reliability, umap_places
 from downstream.embedding import require_embedded
 from downstream.palettes import label_colours, number_ramp
 from downstream.plots import umap_picture
@@ -25,7 +25,7 @@ from stofm.fields import UNS_STOFM
 from tools.reports.charts import Chart, Table, calibration_chart, facts_table, shares_chart, table_of
 from tools.reports.page import Picture, Section, TissueData, write_page
 from tools.reports.points import NODE_SIZE, Column, kd_order, pack, quantise
-from tools.reports.slice_columns import TASKS, Labels, columns_of, labels_of
+from tools.reports.slice_columns import CLUSTERS, TASKS, Labels, columns_of, labels_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,7 +112,7 @@ def _labels_section(labels: Labels) -> Section:
     tables = [table_of(table, title, corner="true", shades=signed),
               table_of(scores.per_class, f"Scores of each {word}", corner=word, shades=scores.per_class.assign(n_cells=0.0))]  # fmt: skip
     charts = []
-    if labels.confidence is not None and (found := calibration(labels.true, labels.predicted, labels.confidence)) is not None:
+    if labels.confidence is not None and (found := reliability(labels.true, labels.predicted, labels.confidence)) is not None:
         charts.append(calibration_chart(f"Calibration of {word}s", found.bins, found.error))
     text = f"Against the labels in the file: macro-F1 {scores.macro_f1:.3f}, accuracy {scores.accuracy:.3f}."
     return Section(f"{word.capitalize()}s, true and predicted", text, charts=charts, tables=tables)
@@ -142,7 +142,7 @@ def _umap_section(features: FloatArray, columns: Sequence[Column]) -> Section:
     if int(np.isfinite(features).all(axis=1).sum()) < 20:
         return Section("")
     rows, places = umap_places(features, n_cells=UMAP_CELLS)
-    asked = {*TASKS, *(f"stofm_{task}" for task in TASKS), "cluster:stofm"}
+    asked = {*TASKS, *(f"stofm_{task}" for task in TASKS), "cluster:stofm", CLUSTERS}
     shown = [column for column in columns if column.name in asked]
     pictures = []
     for column in shown:
