@@ -8,6 +8,11 @@ set -euo pipefail
 
 # gloo: restarted workers would meet in the store of the attempt that failed
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# which machine keeps the store is told by names, unless addresses are given
+who=()
+if [ -n "${ADDRESS:-}" ]; then
+  who=(--local-addr "$ADDRESS" --rdzv-conf "is_host=$([ "$ADDRESS" = "${HOST:-}" ] && echo 1 || echo 0)")
+fi
 exec torchrun --nnodes "${NODES:-1}" --nproc-per-node "${PROCESSES:-1}" --max-restarts "${RESTARTS:-10}" \
-  --rdzv-backend c10d --rdzv-endpoint "${HOST:-localhost}:${PORT:-29400}" --rdzv-id "${RUN:-stofm}" ${ADDRESS:+--local-addr "$ADDRESS"} \
+  --rdzv-backend c10d --rdzv-endpoint "${HOST:-localhost}:${PORT:-29400}" --rdzv-id "${RUN:-stofm}" "${who[@]}" \
   --no-python stofm train "$@"
