@@ -58,7 +58,15 @@ class SE2StageConfig(StageConfig):
     pdr_weight: float = Field(0.1, ge=0)
     context_weight: float = Field(1.0, ge=0, description="Of recovering from every cell what lies around it; 0: not asked for, as published.")
     context_um: list[PositiveFloat] = Field([50.0, 150.0, 500.0, 1500.0], description="Reaches at which virtual cells make a cell's context.")
+    own_weight: float = Field(
+        1.0, ge=0, description="Of reading a visible cell's own embedding off its representation; 0: not asked for, as published."
+    )
     displacement_weight: float = Field(0.0, ge=0, description="Of predicting how moved cells were moved; asks for `geometry: directional`.")
+
+    @property
+    def n_contexts(self) -> int:
+        """Embeddings that are read off the representation of a cell: of its surroundings, and its own."""
+        return (1 + len(self.context_um) if self.context_weight else 0) + (self.own_weight > 0)
 
 
 class JointStageConfig(StageConfig):

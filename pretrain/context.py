@@ -1,4 +1,4 @@
-"""What lies around a cell: the mean of its neighbours and, at several reaches, of the tissue's virtual cells."""
+"""What a cell and its surroundings are: its own embedding, the mean of its neighbours and, at several reaches, of the tissue's virtual cells."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ def context_of_cells(batch: SubSliceBatch, pairs: Pairs, reach_um: Sequence[floa
     of_sub_slices = []
     for b, (is_cell, is_virtual) in enumerate(zip(batch.is_cell, batch.is_virtual, strict=True)):
         embeddings, coords_um = batch.cell_embeddings[b], batch.coords_um[b]
-        virtual = embeddings[is_virtual]  # (V, 256)
-        middle = virtual.mean(0) if len(virtual) else embeddings[is_cell & ~batch.is_masked[b]].mean(0).nan_to_num()
+        virtual, middle = embeddings[is_virtual], _middle(batch, b)  # (V, 256), (256,)
         around = torch.where(has_neighbors[b, is_cell], neighbors[b, is_cell] - middle, 0.0)
         contexts = [around / _root_mean_square(around)]
         distance = torch.cdist(coords_um, coords_um[is_virtual], compute_mode="donot_use_mm_for_euclid_dist")  # (N, V)
@@ -44,6 +43,22 @@ def context_of_cells(batch: SubSliceBatch, pairs: Pairs, reach_um: Sequence[floa
             contexts.append(around[is_cell] / _root_mean_square(around[is_virtual]))
         of_sub_slices.append(torch.stack(contexts, dim=1))
     return torch.cat(of_sub_slices)
+
+
+def own_of_cells(batch: SubSliceBatch) -> Tensor:
+    """Return the embeddings of the visible cells of a batch in order, (number visible, 256), each as its difference from the middle of the slice.
+
+    Units and middle are those of `context_of_cells`.
+    """
+    is_visible = batch.is_cell & ~batch.is_masked
+    own = [embeddings[visible] - _middle(batch, b) for b, (embeddings, visible) in enumerate(zip(batch.cell_embeddings, is_visible, strict=True))]
+    return torch.cat([one / _root_mean_square(one) for one in own])
+
+
+def _middle(batch: SubSliceBatch, b: int) -> Tensor:
+    """Mean of a sub-slice's virtual cells, (256,), or of its visible cells where it has none."""
+    embeddings, is_virtual = batch.cell_embeddings[b], batch.is_virtual[b]
+    return embeddings[is_virtual if is_virtual.any() else batch.is_cell[b] & ~batch.is_masked[b]].mean(0).nan_to_num()
 
 
 def _root_mean_square(vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.context import context_of_cells
+from pretrain.context import context_of_cells, own_of_cells
 from stofm.batch import SubSliceBatch
 from stofm.heads import CellHead, ContextHead, PairHead
 
@@ -113,28 +113,32 @@ class MaskedBatch(_OnDevice):
 
     def counts(self) -> dict[str, int]:
         """Targets of each objective."""
-        counts = {"mcm": len(self.predicted), "pdr": len(self.pairs)}
-        return {**counts, "context": int(self.seen.is_cell.sum()), "displacement": len(self.moved)}
+        counts = {"mcm": len(self.predicted), "pdr": len(self.pairs), "context": int(self.seen.is_cell.sum())}
+        return {**counts, "own": int((self.seen.is_cell & ~self.seen.is_masked).sum()), "displacement": len(self.moved)}
 
 
 class SE2Objectives(nn.Module):
-    """Masked cell modeling (cosine), pairwise distance recovery and, on request, tissue context and displacements (squared errors).
+    """Masked cell modeling (cosine), pairwise distance recovery and, on request, tissue context, a cell's own embedding and displacements.
 
-    `context_um` are the reaches of `context_of_cells`; None leaves that objective out.
+    The last three are squared errors. `context_um` are the reaches of `context_of_cells`; None leaves that objective out.
 
     Notes
     -----
     Masked cell modeling and distances are those of SToFM. They ask a cell what it is and how far its neighbours are, but never
     where in the tissue it lies, and what is not asked for fades with training; so every cell is asked for its surroundings too.
+    And for what it is itself, where that is seen: a cell's type would fade in its surroundings as its place did in its type.
     Displacements of moved cells: the denoising of coordinates of molecular models (Zaidi et al. 2023), on a share of the cells.
     """
 
-    def __init__(self, transformer: SE2Transformer, *, context_um: Sequence[float] | None = None, with_displacements: bool = False) -> None:
+    def __init__(
+        self, transformer: SE2Transformer, *, context_um: Sequence[float] | None = None, with_own: bool = False, with_displacements: bool = False
+    ) -> None:
         super().__init__()
         self.transformer, self.context_um = transformer, context_um
         config = transformer.config
         self.cell_head, self.pair_head = CellHead(), PairHead(config.n_heads)
         self.context_head = None if context_um is None else ContextHead(1 + len(context_um))
+        self.own_head = ContextHead(1) if with_own else None
         self.displacement_head = None
         if with_displacements:
             from stofm.displacement import DisplacementHead  # imports e3nn's tensor products
@@ -145,10 +149,11 @@ class SE2Objectives(nn.Module):
     def of(cls, config: SE2StageConfig, transformer: SE2Transformer) -> SE2Objectives:
         """Return the objectives that a configuration gives a weight."""
         context_um = config.context_um if config.context_weight else None
-        return cls(transformer, context_um=context_um, with_displacements=config.displacement_weight > 0)
+        return cls(transformer, context_um=context_um, with_own=config.own_weight > 0, with_displacements=config.displacement_weight > 0)
 
     def forward(self, batch: MaskedBatch, pairs: Pairs | None = None, *, seen: SubSliceBatch | None = None) -> Sums:
-        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and, on request, ``context`` (a mean over a cell's contexts) and ``displacement``.
+        """Return the sums of ``mcm`` (1 - cosine), ``pdr`` and, on request, ``context`` (a mean over a cell's contexts), ``own``
+        and ``displacement``.
 
         `pairs` as in `SE2Transformer.forward`; `seen` is what the model reads instead of ``batch.seen``, of which the targets stay: the same
         cells at the same places, with other embeddings and virtual cells.
@@ -162,6 +167,9 @@ class SE2Objectives(nn.Module):
         if self.context_head is not None and self.context_um is not None:
             found = self.context_head(out.cell_repr[(batch.seen if seen is None else seen).is_cell]).float()
             sums["context"] = ((found - context_of_cells(batch.seen, pairs, self.context_um)) ** 2).sum(-1).mean(1).sum()
+        if self.own_head is not None:
+            found = self.own_head(out.cell_repr[(batch.seen if seen is None else seen).is_cell & ~batch.seen.is_masked])[:, 0].float()
+            sums["own"] = ((found - own_of_cells(batch.seen)) ** 2).sum()
         if self.displacement_head is not None:
             b, i = batch.moved.unbind(1)
             displacements = self.displacement_head(out.cell_repr, out.directions)[b, i]

@@ -138,7 +138,6 @@ def _plan_se2(sizes: _Sizes, config: StageConfig, *, name: str) -> StagePlan:
     settings, transformer = sizes.config.se2_stage, sizes.config.se2_transformer
     places = [sizes.view.places[record] for record in sizes.records]
     virtual = _virtual_cells(sizes.corpus)
-    n_contexts = 1 + len(settings.context_um) if settings.context_weight else 0
     each = settings.sub_slices_per_micro_batch
     steps = Stage(name, config, sizes.objectives, len(places), each, lambda _: None, {}).n_steps
     flops, memory = [], []
@@ -147,9 +146,9 @@ def _plan_se2(sizes: _Sizes, config: StageConfig, *, name: str) -> StagePlan:
         cost = transformer_flops(transformer, n_cells=n_cells, n_virtual=n_virtual, frozen_encoder=name == "se2")
         n_predicted = (settings.mask_rate + settings.keep_rate) * n_cells
         n_pairs = settings.move_rate * n_cells * max(transformer.n_neighbors, SPACING_NEIGHBORS)
-        cost += se2_head_flops(transformer, n_cells=n_cells, n_predicted=n_predicted, n_pairs=n_pairs, n_contexts=n_contexts)
+        cost += se2_head_flops(transformer, n_cells=n_cells, n_predicted=n_predicted, n_pairs=n_pairs, n_contexts=settings.n_contexts)
         flops.append(cost.total)
-        memory.append(transformer_activation_bytes(transformer, n_cells=n_cells, n_virtual=n_virtual, n_contexts=n_contexts))
+        memory.append(transformer_activation_bytes(transformer, n_cells=n_cells, n_virtual=n_virtual, n_contexts=settings.n_contexts))
     n_units = steps * each * config.n_micro_batches
     n_trained, cells = n_parameters(sizes.objectives), n_units * float(np.mean([place.n_cells for place in places]))
     tokens = cells + n_units * float(np.mean([virtual[place.slice_id] for place in places]))

@@ -147,9 +147,9 @@ def se2_stage(
             displacements=torch.from_numpy(np.concatenate([one.displacements for one in masked])),
         )
 
-    weights = {"mcm": config.mcm_weight, "pdr": config.pdr_weight, "context": config.context_weight, "displacement": config.displacement_weight}
+    weights = {name: getattr(config, f"{name}_weight") for name in ("mcm", "pdr", "context", "own", "displacement")}
     model = SE2Objectives.of(config, transformer) if model is None else model
-    sizes, n_contexts = transformer.config, 1 + len(config.context_um) if config.context_weight else 0
+    sizes, n_contexts = transformer.config, config.n_contexts
 
     def work(batch: MaskedBatch) -> Work:
         cells, virtual = batch.seen.is_cell.sum(1).tolist(), batch.seen.is_virtual.sum(1).tolist()

@@ -11,7 +11,7 @@ from short_training import losses_of
 from synth import MOTIONS, random_record
 
 from pretrain.config import SE2StageConfig
-from pretrain.context import context_of_cells
+from pretrain.context import context_of_cells, own_of_cells
 from pretrain.stages import se2_stage
 from stofm.batch import SubSliceBatch, collate
 from stofm.geometry import find_pairs
@@ -84,6 +84,7 @@ def test_what_is_hidden_or_padding_is_in_no_context() -> None:
     hidden = batch.is_masked | batch.is_padding
     other = replace(batch, cell_embeddings=torch.where(hidden[..., None], 7.0, batch.cell_embeddings))
     assert torch.equal(contexts(other), contexts(batch))
+    assert torch.equal(own_of_cells(other), own_of_cells(batch))
 
 
 def test_without_virtual_cells_or_neighbours_a_context_is_zero() -> None:
@@ -93,7 +94,16 @@ def test_without_virtual_cells_or_neighbours_a_context_is_zero() -> None:
     assert contexts(collate([lonely])).isfinite().all()
 
 
-def test_the_objective_is_learned_and_can_be_left_out() -> None:
+def test_own_embeddings_are_those_of_visible_cells_from_the_middle_of_the_slice() -> None:
+    batch = batch_of(1, 3)
+    is_visible, found = batch.is_cell & ~batch.is_masked, own_of_cells(batch)
+    for b, one in enumerate(found.split(is_visible.sum(1).tolist())):
+        own = batch.cell_embeddings[b, is_visible[b]] - batch.cell_embeddings[b, batch.is_virtual[b]].mean(0)
+        torch.testing.assert_close(one, own / own.norm(dim=1).square().mean().sqrt(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("objective", ["context", "own"])
+def test_the_objective_is_learned_and_can_be_left_out(objective: str) -> None:
     class OneView:
         def __len__(self) -> int:
             return 1
@@ -104,13 +114,14 @@ def test_the_objective_is_learned_and_can_be_left_out() -> None:
     def stage_of(weight: float):
         torch.manual_seed(0)
         transformer = SE2Transformer(SE2TransformerConfig(n_layers=1, n_neighbors=K, dropout=0.0))
-        return se2_stage(SE2StageConfig(context_weight=weight, context_um=list(REACH_UM)), transformer, OneView(), seed=0)
+        config = SE2StageConfig(**{"context_um": list(REACH_UM), f"{objective}_weight": weight})
+        return se2_stage(config, transformer, OneView(), seed=0)
 
     stage = stage_of(1.0)
     batch = stage.micro_batch([(0, 0)])
-    losses = losses_of("context", stage, batch, n_steps=30, optimizer=torch.optim.AdamW)
+    losses = losses_of(objective, stage, batch, n_steps=30, optimizer=torch.optim.AdamW)
     assert losses[-1] < 0.5 * losses[0]
 
     without = stage_of(0.0)
-    assert set(without.model(batch)) == {"mcm", "pdr"}
-    assert not any("context" in name for name, _ in without.model.named_parameters())
+    assert set(without.model(batch)) == {"mcm", "pdr", "context", "own"} - {objective}
+    assert not any(objective in name for name, _ in without.model.named_parameters())
