@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from corpus.gene_ids import map_to_human
 from corpus.readers import open_table, sections_of, slice_name, slice_of
 from corpus.readers.anndata_h5ad import close
 from corpus.slice import SliceSpec
@@ -76,7 +77,7 @@ def _embed_one(spec: SliceSpec, embedder: Embedder, out: Path, options: EmbedOpt
                 return path
             if not overwrite:
                 for one in sections_of(table, spec):
-                    slice_of(table, one)  # an input that cannot be used at all is what to hear of first
+                    map_to_human(slice_of(table, one), embedder.tables)  # an input that cannot be used at all is what to hear of first
                 raise ConfigError(f"slice {name!r}: {path} holds an embedding of another {other[0]}; expected none, or this one. "
                                   "Choose another output, or replace it with --overwrite.")  # fmt: skip
         with tracking(f"{name}: embedding"):
