@@ -204,7 +204,8 @@ def new_faiss_index(kind: Kind, n_vectors: int) -> Any:
         index = faiss.IndexHNSWSQ(EMBEDDING_DIM, faiss.ScalarQuantizer.QT_fp16, LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = BUILD_EFFORT
         return index
-    index = faiss.index_factory(EMBEDDING_DIM, f"IVF{n_lists(n_vectors)},PQ{CODE_BYTES}", faiss.METRIC_INNER_PRODUCT)
+    # np: without polysemous training, minutes that a search by these codes makes no use of
+    index = faiss.index_factory(EMBEDDING_DIM, f"IVF{n_lists(n_vectors)},PQ{CODE_BYTES}np", faiss.METRIC_INNER_PRODUCT)
     for clustering in (index.cp, index.pq.cp):
         clustering.niter, clustering.min_points_per_centroid = TRAINING_ROUNDS, 1  # recall is measured, so that faiss need not warn
     return index

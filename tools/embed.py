@@ -14,7 +14,7 @@ from downstream.embedding import DEFAULTS, Embedder, EmbedOptions, embed, load_e
 from downstream.memory import parse_bytes
 from downstream.tables import output_suffix, read_receipt, write_embedded
 from stofm.durable import check_folder, claim_folder, sweep
-from stofm.errors import ConfigError, DataError
+from stofm.errors import ConfigError, DataError, located
 from tools.console import say, show_error, tracking
 
 EMBEDDED_KIND = "stofm-embedded/1"
@@ -76,8 +76,10 @@ def _embed_one(spec: SliceSpec, embedder: Embedder, out: Path, options: EmbedOpt
                 say(f"{name}: embedded already, from the same input with the same model and settings: {path}")
                 return path
             if not overwrite:
-                for one in sections_of(table, spec):
-                    map_to_human(slice_of(table, one), embedder.tables)  # an input that cannot be used at all is what to hear of first
+                for one in sections_of(table, spec):  # an input that cannot be used at all is what to hear of first
+                    st_slice = slice_of(table, one)
+                    with located(f"slice {slice_name(one)!r} ({spec.path})"):
+                        map_to_human(st_slice, embedder.tables)
                 raise ConfigError(f"slice {name!r}: {path} holds an embedding of another {other[0]}; expected none, or this one. "
                                   "Choose another output, or replace it with --overwrite.")  # fmt: skip
         with tracking(f"{name}: embedding"):
