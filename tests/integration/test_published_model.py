@@ -73,7 +73,7 @@ def test_show_says_what_a_published_model_promises(model):
     assert "se2transformer.pth" in shown
     assert "not stated" in shown
     assert "slice, rotation" not in shown.replace("sub-slice, rotation", "")
-    assert shown.count("  ok\n") == 6
+    assert shown.count("  ok\n") == 7
 
 
 def test_show_of_one_of_ours_for_programs(tiny_run, tiny_corpus):

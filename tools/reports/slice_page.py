@@ -24,7 +24,7 @@ from stofm.errors import DataError
 from stofm.fields import UNS_STOFM
 from tools.reports.charts import Chart, Table, calibration_chart, facts_table, shares_chart, table_of
 from tools.reports.page import Picture, Section, TissueData, write_page
-from tools.reports.points import NODE_SIZE, Column, kd_order, pack, quantise
+from tools.reports.points import NODE_SIZE, Column, pack, page_order, quantise
 from tools.reports.slice_columns import CLUSTERS, TASKS, Labels, columns_of, labels_of
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def slice_report(path: Path, out: Path, *, genes: Sequence[str], track: Track) -
 def tissue_data(coords_um: FloatArray, is_placed: np.ndarray, columns: Sequence[Column], labels: Sequence[Labels]) -> TissueData:
     """Pack placed cells, (n, 2) micrometres, and their columns, in the order of a kd-tree."""
     places, step = quantise(coords_um[is_placed])
-    order = kd_order(places[:, 0], places[:, 1])
+    order = page_order(places)
     rows = np.flatnonzero(is_placed)[order]
     blocks = {"block-x": pack(places[order, 0]), "block-y": pack(places[order, 1])}
     metas = []
