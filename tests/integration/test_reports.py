@@ -71,6 +71,7 @@ def page(browser, pages):
     with opened(browser, pages["slice"]) as page:
         page.select_option("#compare-with", "")
         page.wait_for_selector("#map-2", state="hidden")
+        settled(page)
         yield page
 
 

@@ -100,7 +100,7 @@ def test_operations_of_the_se2_stage_are_those_counted(n_cells):
     config = SE2TransformerConfig(n_layers=2)
     stage, batch = sub_slice_stage(config, n_cells)
     expected = cost.transformer_flops(config, n_cells=n_cells, n_virtual=5) + cost.se2_head_flops(
-        config, n_cells=n_cells, n_predicted=len(batch.predicted), n_pairs=len(batch.pairs), n_contexts=5
+        config, n_cells=n_cells, n_predicted=len(batch.predicted), n_pairs=len(batch.pairs), n_contexts=6
     )
     assert_alike(expected, counted(lambda: sum(stage.model(batch).values())), within=0.02)
 
@@ -125,7 +125,7 @@ def test_what_the_transformer_keeps_for_gradients_is_foreseen(n_cells):
     stage.model.train()
     state_and_gradient = 2 * 4 * config.n_heads * (n_cells + 5) ** 2  # kept by none, there all the time
     found = kept_bytes(lambda: sum(stage.model(batch).values()), stage.model) + state_and_gradient
-    assert cost.transformer_activation_bytes(config, n_cells=n_cells, n_virtual=5, n_contexts=5) == pytest.approx(found, rel=0.1)
+    assert cost.transformer_activation_bytes(config, n_cells=n_cells, n_virtual=5, n_contexts=6) == pytest.approx(found, rel=0.1)
 
 
 def test_parameters_are_counted_without_making_them():
