@@ -72,4 +72,4 @@ def pearson_of_columns(true: FloatArray, predicted: FloatArray) -> FloatArray:
     a, b = true - true.mean(axis=0), predicted - predicted.mean(axis=0)
     spread = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
     product = np.where(spread[1] > 1e-9, spread[0] * np.maximum(spread[1], 1e-12), np.inf)
-    return np.where(spread[0] > 1e-9, (a * b).sum(axis=0) / product, np.nan)
+    return np.where(spread[0] > 1e-9, (a * b).sum(axis=0) / np.maximum(product, 1e-30), np.nan)

@@ -192,7 +192,8 @@ class TissuePage {
       await this.maps[1].colour(name);
       await this.maps[1].filter(rows);
     } else if (name) await this.maps[1].colour(name);
-    for (const map of this.maps) if (!map.frame.hidden) map.plot.set({ width: "auto", height: "auto" });  // before the view is fitted to it
+    const shown = this.maps.filter(map => !map.frame.hidden);
+    await Promise.all(shown.map(map => map.plot.set({ width: "auto", height: "auto" })));  // before the view is fitted to them
     this.sizePoints();
     await this.maps[0].reset();
     this.legend();
