@@ -216,8 +216,8 @@ def _run_stage(
             notes: dict[str, Any] = {}
             if done % config.watch_every == 0 and is_main and stage.embed is not None:
                 notes |= _watch(stage, accelerator.unwrap_model(model), micro_batches[0].to(device), callbacks)
-            if config.probe_every and done % config.probe_every == 0 and is_main:
-                notes["probe"] = probe()
+            if config.probe_every and done % config.probe_every == 0 and is_main and (found := probe()):
+                notes["probe"] = found
             saves = done % config.save_every == 0 or is_last or n_asked > 0
             if saves and is_main and stage.validation is not None and config.n_validation:
                 held_out = replace(stage.validation, model=accelerator.unwrap_model(model))

@@ -87,7 +87,7 @@ def kd_order(x: FloatArray, y: FloatArray, *, node_size: int = NODE_SIZE) -> Int
 
 def page_order(places: IntArray) -> IntArray:
     """Return the rows of places, (n, 2) from `quantise`, in the order in which a page has them: its y points up, that of places down."""
-    return kd_order(places[:, 0], -places[:, 1].astype(np.int64))
+    return kd_order(places[:, 0].astype(np.float64), -places[:, 1].astype(np.float64))
 
 
 def quantise(coords_um: FloatArray) -> tuple[np.ndarray, float]:
