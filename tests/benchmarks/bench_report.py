@@ -117,6 +117,7 @@ def measure(folder: Path, size: Size) -> dict[str, list[float]]:
 
 
 def read_a_cell(page: Page, row: int) -> None:
+    page.locator("#map").scroll_into_view_if_needed()
     x, y = page.evaluate(f"tissue.maps[0].plot.getScreenPosition({row})")
     box = page.locator("#map").bounding_box()
     page.mouse.move(box["x"] + x - 30, box["y"] + y)
