@@ -50,25 +50,25 @@ def test_slices_that_do_not_vary_give_no_axes() -> None:
     assert rank_axes([constant], 4, n_axes=3).shape == (4, 0)
 
 
-def test_embeddings_start_centred_and_apart(tiny_corpus: Corpus) -> None:
+def started(corpus: Corpus, *, n_layers: int, width: int) -> tuple[GeneTokens, np.ndarray]:
+    """Cells of the first slice, and their embeddings by an encoder at its start."""
     torch.manual_seed(0)
-    config = CellEncoderConfig(n_layers=1, width=32, n_heads=2, ffn_dim=32)
-    encoder = CellEncoder.from_scratch(config, n_tokens=tiny_corpus.vocab.n_tokens, max_tokens=tiny_corpus.scales.rank_value.max_tokens)
-    start_from_coexpression(encoder, tiny_corpus, seed=0)
-    tokens = tiny_corpus.gene_scale(tiny_corpus.slice_ids[0]).tokens
-    embeddings = embed_cells(encoder.eval(), tokens, cls_token=tiny_corpus.vocab.cls_token)
+    config = CellEncoderConfig(n_layers=n_layers, width=width, n_heads=2, ffn_dim=32)
+    encoder = CellEncoder.from_scratch(config, n_tokens=corpus.vocab.n_tokens, max_tokens=corpus.scales.rank_value.max_tokens)
+    start_from_coexpression(encoder, corpus, seed=0)
+    tokens = corpus.gene_scale(corpus.slice_ids[0]).tokens
+    return tokens, embed_cells(encoder.eval(), tokens, cls_token=corpus.vocab.cls_token)
+
+
+def test_embeddings_start_centred_and_apart(tiny_corpus: Corpus) -> None:
+    _, embeddings = started(tiny_corpus, n_layers=1, width=32)
     alike = embeddings @ embeddings.T
     assert np.abs(alike[~np.eye(len(alike), dtype=bool)]).mean() < 0.6
 
 
 def test_embeddings_start_as_scores_on_the_axes(tiny_corpus: Corpus) -> None:
     """What BERT's own parts compute is, up to their bending, a linear function of ranks: neighbours in one are neighbours in the other."""
-    torch.manual_seed(0)
-    config = CellEncoderConfig(n_layers=2, width=64, n_heads=2, ffn_dim=32)
-    encoder = CellEncoder.from_scratch(config, n_tokens=tiny_corpus.vocab.n_tokens, max_tokens=tiny_corpus.scales.rank_value.max_tokens)
-    start_from_coexpression(encoder, tiny_corpus, seed=0)
-    tokens = tiny_corpus.gene_scale(tiny_corpus.slice_ids[0]).tokens
-    embeddings = embed_cells(encoder.eval(), tokens, cls_token=tiny_corpus.vocab.cls_token)
+    tokens, embeddings = started(tiny_corpus, n_layers=2, width=64)
     rank = np.arange(len(tokens.tokens)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
     weights = (rank + FIRST_RANKS) ** -0.5
     sums = np.zeros((len(tokens.lengths), tiny_corpus.vocab.n_tokens))
@@ -82,13 +82,8 @@ def test_embeddings_start_as_scores_on_the_axes(tiny_corpus: Corpus) -> None:
 
 def test_an_untrained_layer_more_changes_nothing(tiny_corpus: Corpus) -> None:
     """Whatever layers beyond the first add starts at zero."""
-    tokens = tiny_corpus.gene_scale(tiny_corpus.slice_ids[0]).tokens
     found = []
     for n_layers in (1, 3):
-        torch.manual_seed(0)
-        config = CellEncoderConfig(n_layers=n_layers, width=32, n_heads=2, ffn_dim=32)
-        encoder = CellEncoder.from_scratch(config, n_tokens=tiny_corpus.vocab.n_tokens, max_tokens=tiny_corpus.scales.rank_value.max_tokens)
-        start_from_coexpression(encoder, tiny_corpus, seed=0)
-        embeddings = embed_cells(encoder.eval(), tokens, cls_token=tiny_corpus.vocab.cls_token)
+        _, embeddings = started(tiny_corpus, n_layers=n_layers, width=32)
         found.append(embeddings @ embeddings.T)  # the head's own basis is random
     np.testing.assert_allclose(found[0], found[1], atol=0.02)
