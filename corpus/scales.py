@@ -100,7 +100,10 @@ def embedded_records(scale: GeneScale, embed_cells: EmbedCells, config: ScaleCon
     """Yield one record per sub-slice for the SE(2) transformer: cell embeddings, places and the virtual cells of the slice.
 
     With context in training, a record also holds that of its sub-slice, marked as such; every cell is owned by one record.
+    A slice of which no cell has a token gives no record.
     """
+    if not len(scale.rows):
+        return
     if config.scheme == "published":
         yield from _published_records(scale, embed_cells)
         return

@@ -98,6 +98,8 @@ def cut_sub_slices(coords_um: FloatArray, keys: np.ndarray, config: SubSliceConf
         borders lie elsewhere.
     """
     rows = np.arange(len(coords_um))
+    if not len(rows):
+        return []
     band_um = ISLAND_SPACINGS * nearest_spacing(coords_um)
     fewest, _ = config.size_bounds
     islands = _islands(rows, coords_um, keys, band_um, fewest) if band_um > 0 else [rows]

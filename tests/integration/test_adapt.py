@@ -14,6 +14,7 @@ import torch
 from cli import contents, refused, succeed
 from safetensors.torch import load_file
 
+from corpus.gene_ids import load_gene_tables
 from corpus.readers import read_slice
 from corpus.simulate import SimulationConfig, simulate_slices
 from corpus.slice import SliceSpec
@@ -168,7 +169,8 @@ def test_several_processes_are_refused(words, monkeypatch):
 
 def test_a_slice_without_genes_of_the_model_is_refused(words, new_slice, tmp_path):
     table = anndata.read_h5ad(new_slice)
-    table.var = table.var[[]].set_index(pd.Index([f"ENSG{number:011d}" for number in range(900, 900 + table.n_vars)]))
+    far_from_the_pool = sorted(set(load_gene_tables().human_of_mouse.values()))[-table.n_vars :]  # simulated genes are the first
+    table.var = table.var[[]].set_index(pd.Index(far_from_the_pool))
     table.write_h5ad(tmp_path / "foreign.h5ad")
     words[1] = tmp_path / "foreign.h5ad"
     assert "no cell of any slice expresses a gene of the vocabulary" in refused(*words)

@@ -144,3 +144,11 @@ def test_multiplying_all_counts_of_a_cell_keeps_its_tokens(genes, factor):
     counts, medians = np.array([[count for count, _ in genes]]), np.array([median for _, median in genes])
     tokens, scaled = (rank_value_encode(csr_matrix(matrix), medians, max_tokens=20).tokens.tolist() for matrix in (counts, counts * factor))
     assert tokens == scaled
+
+
+def test_a_slice_without_a_gene_of_the_vocabulary_gives_no_record(tiny_corpus):
+    truth, scales = tiny_corpus.truth("slice_0"), tiny_corpus.scales
+    strange = np.array([f"strange {number}" for number in range(len(truth.human_ids))], dtype=object)
+    scale = extract_gene_scale(truth.counts, strange, truth.coords_um, tiny_corpus.vocab, scales.rank_value)
+    assert list(token_records(scale, tiny_corpus.vocab, scales.sub_slices)) == []
+    assert list(embedded_records(scale, embed, scales)) == []
