@@ -36,7 +36,7 @@ def chromium() -> Iterator[Browser]:
 @contextmanager
 def opened(browser: Browser, path: Path, *, theme: str = "light", width: int = 1280, height: int = 900) -> Iterator[Page]:
     """A page opened from the file system, offline; on leaving, it must not have asked for anything or complained."""
-    context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": height}, offline=True)
+    context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": height}, offline=True, reduced_motion="reduce")
     page, asked, complaints = context.new_page(), [], []
     page.set_default_timeout(PATIENCE_MS)
     page.on("request", lambda request: asked.append(request.url[:100]))

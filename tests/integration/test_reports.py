@@ -128,8 +128,7 @@ def test_true_and_predicted_are_drawn_side_by_side_in_the_same_colours(browser, 
 
 @pytest.mark.parametrize("row", [100, 250])
 def test_a_cell_under_the_pointer_says_what_it_is(row, page, table):
-    page.locator("#map").evaluate("map => map.scrollIntoView({block: 'center', behavior: 'instant'})")
-    settled(page)
+    page.locator("#map").evaluate("map => map.scrollIntoView({block: 'center'})")
     x, y = page.evaluate(f"tissue.maps[0].plot.getScreenPosition({row})")
     box = page.locator("#map").bounding_box()
     page.mouse.move(box["x"] + x - 40, box["y"] + y)
