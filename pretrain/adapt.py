@@ -1,7 +1,7 @@
 """Continued pretraining: a model goes on from its weights on another corpus of its own genes, and is measured before and after.
 
 A model folder holds no heads of the objectives, so they are trained anew first, the model frozen; what is measured then is "before".
-Stages, checkpoints, log and resume are those of `pretrain.train`; one process does it.
+Stages, checkpoints, log and resume are those of pretraining; one process does it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from pydantic import Field
 from torch import nn
 
 from corpus.store import Corpus
+from pretrain.callbacks import SILENT, Callbacks
 from pretrain.config import EncoderStageConfig, OptimConfig, PretrainConfig, SE2StageConfig, StageConfig
+from pretrain.embedded import embedded_view
+from pretrain.engine import run_stage
+from pretrain.launch import RUN_KIND, claim_run, make_accelerator
 from pretrain.lora import add_adapters, merge_adapters, save_adapters
 from pretrain.measure import mean_losses
 from pretrain.model_card import model_card
 from pretrain.run_log import read_run_log, steps_of
 from pretrain.stages import Stage, encoder_stage, se2_stage
-from pretrain.train import SILENT, Callbacks, _accelerator, _claim, _embedded_view, _require_trainable, _run_stage
+from pretrain.train import require_trainable
 from stofm.cell_encoder import CellEncoder
 from stofm.checkpoint import Model, save_model
 from stofm.config import FrozenModel
@@ -32,7 +36,6 @@ from stofm.durable import check_folder, read_json, replacing, write_json
 from stofm.errors import ConfigError, DataError
 from stofm.se2_transformer import SE2Transformer
 
-RUN_KIND = "stofm-run/1"
 RATE = {"full": 1e-4, "lora": 1e-3}  # adapters start at nothing and take larger steps
 BEFORE, AFTER = "before", "after"
 
@@ -118,10 +121,10 @@ def adapt(
         corpus=str(training.folder), out=str(folder), seed=config.seed, encoder_stage=config.encoder_stage, se2_stage=config.se2_stage,
         se2_transformer=base.se2_transformer.config, precision=config.precision, log_every=config.log_every, save_every=config.save_every,
     )  # fmt: skip
-    _require_trainable(pretraining, training)
-    accelerator = _accelerator(pretraining)
+    require_trainable(pretraining, training)
+    accelerator = make_accelerator(pretraining)
     identity = {"configuration": config.digest(exclude={"log_every", "save_every"}), "corpus": training.corpus_id, "model": base.weights_sha256}
-    _claim(folder, pretraining, identity, accelerator)
+    claim_run(folder, pretraining, identity, accelerator)
     run = _Run(config, pretraining, base, training, measured_on, inputs, folder, identity, accelerator, callbacks)
     encoders = {BEFORE: _kept_encoder(run, BEFORE, lambda: base.cell_encoder), AFTER: _kept_encoder(run, AFTER, lambda: _adapted_encoder(run))}
     transformer = _adapted_transformer(run, encoders)
@@ -177,7 +180,7 @@ def _adapted_transformer(run: _Run, encoders: Mapping[str, CellEncoder]) -> SE2T
 
     def on(when: str) -> Callable[[Corpus, str], Stage]:
         def stage_on(corpus: Corpus, name: str) -> Stage:
-            view = _embedded_view(corpus, encoders[when], run.folder / when / "views" / (name or "training"), run.accelerator, run.callbacks)
+            view = embedded_view(corpus, encoders[when], run.folder / when / "views" / (name or "training"), run.accelerator, run.callbacks)
             return se2_stage(run.config.se2_stage, transformer, view, seed=run.config.seed)
 
         return stage_on
@@ -214,7 +217,7 @@ def _go_on(run: _Run, stage: Stage, body: nn.Module) -> None:
 
 
 def _train(run: _Run, stage: Stage) -> None:
-    _run_stage(stage, run.pretraining, run.folder, run.identity, run.accelerator, run.callbacks)
+    run_stage(stage, run.pretraining, run.folder, run.identity, run.accelerator, run.callbacks)
 
 
 def _lasting(stage: Stage, n_steps: int) -> StageConfig:

@@ -25,9 +25,12 @@ settings.register_profile("stofm", database=None, deadline=None, derandomize=Tru
 settings.load_profile("stofm")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """A core for every worker of the suite; threads that wait for each other on a full machine take several times as long."""
+    """A core for every worker of the suite; threads that wait for each other on a full machine take several times as long.
+
+    Set before every test, for some libraries change it when they are used.
+    """
     torch.set_num_threads(1)
 
 

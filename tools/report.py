@@ -7,7 +7,7 @@ from pathlib import Path
 
 from corpus.store import CORPUS_KIND
 from downstream.evaluate import EVALUATION_KIND
-from pretrain.train import RUN_KIND
+from pretrain.launch import RUN_KIND
 from stofm.durable import MARKER, read_json
 from stofm.errors import ConfigError
 from tools.console import say, tracking

@@ -12,7 +12,7 @@ from stofm.config import load_config
 from tools.console import is_main_process, say, step_bar, tracking
 
 if TYPE_CHECKING:
-    from pretrain.train import Callbacks
+    from pretrain.callbacks import Callbacks
 
 
 def run_train(path: Path, overrides: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ def train_and_report(config: PretrainConfig) -> Path:
 @contextmanager
 def training_callbacks() -> Iterator[Callbacks]:
     """What a person sees while a model is trained: a progress bar, or a few lines a stage where there is no terminal."""
-    from pretrain.train import Callbacks, Progress
+    from pretrain.callbacks import Callbacks, Progress
     from tools.frozen_probe import probe_validation
 
     with step_bar() as bar:

@@ -26,6 +26,8 @@ import sklearn.cluster
 import sklearn.decomposition  # noqa: F401
 from transformers import BertConfig, BertModel  # noqa: F401
 
+import pretrain.embedded
+import pretrain.engine
 import pretrain.run_log
 import pretrain.state
 import pretrain.train
@@ -62,11 +64,11 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "encoder checkpoint half written": lambda: before(pretrain.state, "write_json", checkpoint("encoder", 6)),
     "old encoder checkpoint not dropped": lambda: before(pretrain.state, "remove"),
     "encoder half written": lambda: before(pretrain.train.CellEncoder, "save"),
-    "slice_1 not embedded": lambda: before(pretrain.train, "embedded_shards", lambda _, __, slice_id, *___, **____: slice_id == "slice_1"),
+    "slice_1 not embedded": lambda: before(pretrain.embedded, "embedded_shards", lambda _, __, slice_id, *___, **____: slice_id == "slice_1"),
     "SE(2) step 5": lambda: logs("se2", 5),
     "SE(2) checkpoint half written": lambda: before(pretrain.state, "write_json", checkpoint("se2", 6)),
     "joint step 3": lambda: logs("joint", 3),
-    "slice_1 not embedded again": lambda: before(pretrain.train, "embedded_shards", again("slice_1")),
+    "slice_1 not embedded again": lambda: before(pretrain.embedded, "embedded_shards", again("slice_1")),
     "joint step 6": lambda: logs("joint", 6),
     "joint checkpoint half written": lambda: before(pretrain.state, "write_json", checkpoint("joint", 6)),
     "model half written": lambda: before(stofm.checkpoint, "write_json"),
@@ -101,14 +103,14 @@ def after(stage: str, seconds: float) -> Callable[[], None]:
     """Die so long after a stage began, whatever is going on then."""
 
     def arm() -> None:
-        original = pretrain.train._run_stage
+        original = pretrain.train.run_stage
 
         def run_stage(one: Any, *args: Any, **kwargs: Any) -> None:
             if one.name == stage:
                 threading.Timer(seconds, kill).start()
             original(one, *args, **kwargs)
 
-        pretrain.train._run_stage = run_stage
+        pretrain.train.run_stage = run_stage
 
     return arm
 

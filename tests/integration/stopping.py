@@ -9,18 +9,18 @@ import os
 import signal
 import sys
 
-import pretrain.train
+import pretrain.engine
 from tools.cli import main
 
 if __name__ == "__main__":
     stage, step, *words = sys.argv[1:]
-    reduce = pretrain.train._require_finite
+    reduce = pretrain.engine._require_finite
 
     def stop_at(values: object, one: object, at: int, *rest: object) -> None:
         if (getattr(one, "name", ""), str(at + 1)) == (stage, step):
             os.kill(os.getpid(), signal.SIGTERM)
         reduce(values, one, at, *rest)  # type: ignore[arg-type]
 
-    pretrain.train._require_finite = stop_at  # type: ignore[assignment]
+    pretrain.engine._require_finite = stop_at  # type: ignore[assignment]
     sys.argv = ["stofm", *words]
     main()

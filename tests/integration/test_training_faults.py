@@ -12,7 +12,7 @@ import pytest
 import torch
 from cli import refused, stofm, succeed, write_yaml
 
-import pretrain.train
+import pretrain.engine
 from pretrain.objectives import SE2Objectives
 from pretrain.run_log import RunLog, read_run_log
 
@@ -97,8 +97,8 @@ def lose_shards(corpus: Path) -> None:
 
 @pytest.mark.parametrize(("harm", "said"), [(damage_shards, "bytes differ from those written"), (lose_shards, "is gone")])
 def test_a_shard_that_is_damaged_or_lost_while_training_runs_is_named_and_nothing_is_skipped(config, tmp_path, own_corpus, monkeypatch, harm, said):
-    made = pretrain.train.Trackers
-    monkeypatch.setattr(pretrain.train, "Trackers", lambda *args, **kwargs: (harm(own_corpus), made(*args, **kwargs))[1])  # the view is open by then
+    made = pretrain.engine.Trackers
+    monkeypatch.setattr(pretrain.engine, "Trackers", lambda *args, **kwargs: (harm(own_corpus), made(*args, **kwargs))[1])  # the view is open by then
     line = refused("train", config, f"corpus={own_corpus}", "joint_stage=null")
     assert "shard " in line
     assert said in line

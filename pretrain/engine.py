@@ -1,0 +1,147 @@
+"""One stage of training, step by step, on one process or many, from its last checkpoint to its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from corpus.loader import read_ahead
+from pretrain.background import Background
+from pretrain.callbacks import Callbacks, Progress
+from pretrain.config import PretrainConfig
+from pretrain.data import Order, torch_seed
+from pretrain.measure import evaluating, mean_losses
+from pretrain.optim import learning_rate, make_optimizer, set_learning_rate
+from pretrain.run_log import RunLog
+from pretrain.stages import Stage
+from pretrain.state import resume, snapshot, write_checkpoint
+from pretrain.stopping import stop_requests
+from pretrain.telemetry import Meter
+from pretrain.trackers import Trackers
+from pretrain.watch import alarm_of, spread_of
+from stofm.errors import DataError, Stopped
+
+N_AHEAD = 4  # micro-batches made while one is used
+
+
+def run_stage(
+    stage: Stage, config: PretrainConfig, folder: Path, run: dict[str, str], accelerator: Accelerator, callbacks: Callbacks,
+    probe: Callable[[], dict[str, float]] = dict,
+) -> None:  # fmt: skip
+    """Train one stage to its end, from its last checkpoint if there is one; `stage.model` then holds the weights.
+
+    Raises
+    ------
+    Stopped
+        If SIGTERM or SIGUSR1 came; a checkpoint of the step at hand was written.
+    """
+    n_micro, n_ranks, rank, device = stage.config.n_micro_batches, accelerator.num_processes, accelerator.process_index, accelerator.device
+    optimizer = make_optimizer(stage.model.to(device), stage.config.optim, lr_shares=stage.lr_shares)
+    checkpoints, is_main = folder / "checkpoints", accelerator.is_main_process
+    start = resume(checkpoints, stage.name, stage.model, optimizer, run=run, warn=callbacks.report)
+    log, trackers = RunLog(folder / "losses.jsonl", is_writer=is_main), Trackers(folder, stage.name, config.trackers, start=start, is_writer=is_main)
+    log.rewind(stage.name, start)
+    accelerator.wait_for_everyone()
+    model, optimizer = accelerator.prepare(stage.model.train(), optimizer)
+    forward = torch.compile(model) if stage.config.compile else model
+    order = Order(stage.n_units, config.seed)
+    meter = Meter(device, torch.bfloat16 if config.precision == "bf16" else torch.float32, n_ranks=n_ranks)
+
+    def units(number: int) -> list[tuple[int, int]]:
+        return [order[number * stage.units_each + unit] for unit in range(stage.units_each)]
+
+    def numbers(step: int) -> range:
+        return range(step * n_micro + rank, (step + 1) * n_micro, n_ranks)
+
+    with trackers, Background() as background, stop_requests() as stop:
+        for step in range(start, stage.n_steps):
+            if step in (start, border := stage.border_before(step)):
+                stage.refresh(border, step)
+                ahead = [number for later in range(step, stage.border_after(step)) for number in numbers(later)]
+                batches = read_ahead(lambda number: stage.micro_batch(units(number)), ahead, n_ahead=N_AHEAD)
+            with meter.waiting():
+                micro_batches = [next(batches) for _ in numbers(step)]
+            counts = _total([batch.counts() for batch in micro_batches], accelerator)  # over micro-batches and processes, before any loss
+            sums = dict.fromkeys(counts, torch.zeros((), device=device))
+            for number, batch in zip(numbers(step), micro_batches, strict=True):
+                torch.manual_seed(torch_seed(config.seed, step, number))  # dropout follows the micro-batch, not the process
+                with nullcontext() if number == numbers(step)[-1] else accelerator.no_sync(model):
+                    means = {name: value / max(1.0, counts[name]) for name, value in forward(batch.to(device)).items()}
+                    accelerator.backward(sum(stage.weights[name] * mean for name, mean in means.items()) * n_ranks)
+                sums = {name: sums[name] + mean.detach() for name, mean in means.items()}
+                meter.add(stage.work(batch))
+            asked = torch.tensor(float(stop.came), device=device)  # a scheduler may tell some processes only
+            *values, n_asked = accelerator.reduce(torch.stack([*sums.values(), asked]), "sum").tolist()
+            losses = dict(zip(sums, values, strict=True))
+            grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), stage.config.optim.clip_norm))
+            _require_finite(
+                {**losses, "gradient norm": grad_norm}, stage, step, [units(number) for number in range(step * n_micro, (step + 1) * n_micro)]
+            )
+            lr = learning_rate(stage.config.optim, step, stage.n_steps)
+            set_learning_rate(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            done, is_last = step + 1, step + 1 == stage.n_steps
+            meter.step()
+            callbacks.on_step(Progress(stage.name, done, stage.n_steps, losses))
+            notes: dict[str, Any] = {}
+            if done % config.watch_every == 0 and is_main and stage.embed is not None:
+                notes |= _watch(stage, accelerator.unwrap_model(model), micro_batches[0].to(device), callbacks)
+            if config.probe_every and done % config.probe_every == 0 and is_main and (found := probe()):
+                notes["probe"] = found
+            saves = done % config.save_every == 0 or is_last or n_asked > 0
+            if saves and is_main and stage.validation is not None and config.n_validation:
+                held_out = replace(stage.validation, model=accelerator.unwrap_model(model))
+                notes["validation"] = mean_losses(held_out, device=device, n_units=config.n_validation)
+            if done % config.log_every == 0 or is_last or notes:
+                measures = {"grad_norm": grad_norm, "lr": lr, **meter.read(steps_left=stage.n_steps - done), **notes}
+                log.write(stage.name, done, losses, **measures)
+                trackers.log(done, {"losses": losses, **measures})
+            if saves and is_main:
+                held_out_loss = sum(stage.weights[name] * value for name, value in notes["validation"].items()) if "validation" in notes else None
+                made = snapshot(accelerator.unwrap_model(model), optimizer.optimizer)
+                background.start(
+                    write_checkpoint, checkpoints, stage.name, done, made, run=run, n_kept=config.n_checkpoints, validation=held_out_loss
+                )
+            if n_asked:
+                background.wait()
+                accelerator.wait_for_everyone()
+                raise Stopped(f"{stage.name} stage: told to stop after step {done}; a checkpoint was written. The same command goes on from there.")
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+
+
+def _watch(stage: Stage, model: nn.Module, batch: Any, callbacks: Callbacks) -> dict[str, float]:
+    """Effective rank and spread of the embeddings of a batch; an alarm is reported."""
+    assert stage.embed is not None
+    with evaluating(model):
+        found = spread_of(stage.embed(model, batch).float())
+    if (alarm := alarm_of(found)) is not None:
+        callbacks.report(f"{stage.name} stage: {alarm}")
+    return found
+
+
+def _total(counts: list[dict[str, int]], accelerator: Accelerator) -> dict[str, float]:
+    """Targets of each objective over all micro-batches of all processes."""
+    sums = torch.tensor([[float(value) for value in one.values()] for one in counts], device=accelerator.device).sum(dim=0)
+    return dict(zip(counts[0], accelerator.reduce(sums, "sum").tolist(), strict=True))
+
+
+def _require_finite(values: dict[str, float], stage: Stage, step: int, micro_batches: Sequence[Sequence[tuple[int, int]]]) -> None:
+    """Raise `DataError` with the records of the step unless all values are numbers."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        records = ", ".join(sorted({stage.key(unit) for units in micro_batches for _, unit in units}))
+        raise DataError(
+            f"{stage.name} stage, step {step + 1}: {bad[0]} is {values[bad[0]]} in records {records}; expected a number. Nothing was updated; "
+            "lower `optim.lr` and start again from the last checkpoint."
+        )
