@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anndata
 import pytest
 from cli import succeed
 
@@ -30,3 +31,12 @@ def cell_type_head(embedded: list[Path], tmp_path_factory: pytest.TempPathFactor
     out = tmp_path_factory.mktemp("heads") / "cell_type"
     succeed("annotate", "fit", *embedded[:2], "--out", out)
     return out
+
+
+@pytest.fixture
+def of_another_model(embedded: list[Path], tmp_path: Path) -> Path:
+    """An embedded slice whose receipt names other weights."""
+    table, path = anndata.read_h5ad(embedded[0]), tmp_path / "foreign.h5ad"
+    table.uns["stofm"]["weights_sha256"] = "0" * 64
+    table.write_h5ad(path)
+    return path

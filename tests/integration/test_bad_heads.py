@@ -32,15 +32,6 @@ def other_head(verb, region_head, cell_type_head) -> Path:
     return {"segment": cell_type_head, "annotate": region_head}[verb]
 
 
-@pytest.fixture
-def of_another_model(embedded) -> Path:
-    """An embedded slice whose receipt names other weights."""
-    table = anndata.read_h5ad(embedded[0])
-    table.uns["stofm"]["weights_sha256"] = "0" * 64
-    table.write_h5ad("foreign.h5ad")
-    return Path("foreign.h5ad")
-
-
 def make_text() -> Path:
     Path("text.h5ad").write_text("cell,gene\n")
     return Path("text.h5ad")

@@ -17,14 +17,6 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def of_another_model(embedded) -> Path:
-    table = anndata.read_h5ad(embedded[0])
-    table.uns["stofm"]["weights_sha256"] = "0" * 64
-    table.write_h5ad("foreign.h5ad")
-    return Path("foreign.h5ad")
-
-
-@pytest.fixture
 def narrow(simulated_paths) -> Path:
     """The first slice with all but 10 of its genes."""
     anndata.read_h5ad(simulated_paths[0])[:, 10:].copy().write_h5ad("narrow.h5ad")
