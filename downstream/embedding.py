@@ -216,16 +216,7 @@ def embed_slice(st_slice: Slice, embedder: Embedder, options: EmbedOptions = DEF
     With `wanted`, rows of the slice, only these are sure to be represented, and to be what they are in the whole; others may be NaN.
     """
     require_room(st_slice.n_cells, options.max_memory)
-    ids, _ = map_to_human(st_slice, embedder.tables)
-    scale = extract_gene_scale(st_slice.counts, ids, st_slice.coords_um, embedder.vocab, embedder.scales.rank_value)
-    n_genes = int((np.bincount(scale.tokens.tokens) > 0).sum()) if len(scale.rows) else 0
-    if n_genes < options.min_genes:
-        raise DataError(
-            f"{n_genes} genes with counts are in the model's vocabulary; expected at least {options.min_genes}. Use a model for these genes, "
-            "or lower `min_genes` (command line: --min-genes)."
-        )
-    if not len(scale.rows):
-        raise DataError("no cell expresses a gene of the model's vocabulary; expected some. Use a model for these genes.")
+    scale = read_gene_scale(st_slice, embedder, min_genes=options.min_genes)
     encoder = embedder.model.cell_encoder
     embeddings = halving(
         lambda n_tokens: embed_cells(encoder, scale.tokens, cls_token=embedder.vocab.cls_token, tokens_per_batch=n_tokens),
@@ -251,6 +242,21 @@ def embed_slice(st_slice: Slice, embedder: Embedder, options: EmbedOptions = DEF
     is_embedded = np.zeros(st_slice.n_cells, dtype=bool)
     is_embedded[scale.rows] = True
     return SliceEmbedding(in_rows(cell_repr), in_rows(embeddings), is_embedded, summary)
+
+
+def read_gene_scale(st_slice: Slice, embedder: Embedder, *, min_genes: int = 0) -> GeneScale:
+    """Return the gene scale of a slice as the model reads it; `DataError` if it expresses too few genes of the vocabulary, or none."""
+    ids, _ = map_to_human(st_slice, embedder.tables)
+    scale = extract_gene_scale(st_slice.counts, ids, st_slice.coords_um, embedder.vocab, embedder.scales.rank_value)
+    n_genes = int((np.bincount(scale.tokens.tokens) > 0).sum()) if len(scale.rows) else 0
+    if n_genes < min_genes:
+        raise DataError(
+            f"{n_genes} genes with counts are in the model's vocabulary; expected at least {min_genes}. Use a model for these genes, "
+            "or lower `min_genes` (command line: --min-genes)."
+        )
+    if not len(scale.rows):
+        raise DataError("no cell expresses a gene of the model's vocabulary; expected some. Use a model for these genes.")
+    return scale
 
 
 def _summary(cell_repr: FloatArray, virtual: VirtualCells | None) -> dict[str, np.ndarray | float]:

@@ -30,6 +30,7 @@ from stofm.checkpoint import ENCODER_START
 from stofm.config import FrozenModel
 from stofm.durable import check_folder, claim_folder, write_json, write_text
 from stofm.errors import ConfigError, DataError, located
+from stofm.weights import tensors_sha256
 
 EVALUATION_KIND = "stofm-evaluation/1"
 MAJORITY = "majority"
@@ -227,14 +228,16 @@ def _classes_without_training(true: list[StrArray], folds: list[Fold]) -> list[l
 def _model_parts(config: EvaluateConfig) -> ModelParts:
     embedder = load_embedder(Path(config.model))
     folder = Path(config.encoder_start) if config.encoder_start else Path(config.model).parent / ENCODER_START
+    without = load_embedder(Path(config.without_virtual_cells)) if config.without_virtual_cells else None
     start, no_start = None, f"no folder {folder}; older runs kept none: name one with `encoder_start`"
     if config.encoder_start or folder.is_dir():
         start = CellEncoder.from_folder(folder).eval()
         if start.n_tokens != embedder.vocab.n_tokens:
             raise ConfigError(f"encoder_start {folder}: made for {start.n_tokens} ids, the model's vocabulary has {embedder.vocab.n_tokens}; "
                               "expected the same. Name the encoder that the model started from.")  # fmt: skip
+        if tensors_sha256(start.state_dict()) == tensors_sha256(embedder.model.cell_encoder.state_dict()):
+            return ModelParts(embedder, None, "the run did not adapt it: see the next row", without)
         start.to(next(embedder.model.cell_encoder.parameters()).device)
-    without = load_embedder(Path(config.without_virtual_cells)) if config.without_virtual_cells else None
     return ModelParts(embedder, start, no_start, without)
 
 

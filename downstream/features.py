@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from corpus.gene_ids import map_to_human
-from corpus.scales import ScaleConfig, extract_gene_scale
+from corpus.scales import ScaleConfig
 from corpus.slice import FloatArray, Slice
 from downstream.baselines import pca_features, with_neighbor_mean
 from downstream.cost import Cost, measured
-from downstream.embedding import Embedder, embed_slice, represent_cells
+from downstream.embedding import Embedder, embed_slice, read_gene_scale, represent_cells
 from stofm.cell_encoder import CellEncoder, embed_cells
-from stofm.errors import DataError
 from stofm.fields import EMBEDDING_DIM
 
 PCA, PCA_NEIGHBORS = "PCA", "PCA + neighbour mean"
@@ -58,10 +56,7 @@ def model_features(st_slice: Slice, parts: ModelParts) -> dict[str, Features]:
     """Return the features of one slice by the name of their row, without those that are means over neighbours."""
     embedder = parts.embedder
     with measured() as reading:
-        ids, _ = map_to_human(st_slice, embedder.tables)
-        scale = extract_gene_scale(st_slice.counts, ids, st_slice.coords_um, embedder.vocab, embedder.scales.rank_value)
-    if not len(scale.rows):
-        raise DataError("no cell expresses a gene of the model's vocabulary; expected some. Use a model for these genes.")
+        scale = read_gene_scale(st_slice, embedder)
 
     def cells_of(encoder: CellEncoder) -> tuple[FloatArray, Cost]:
         with measured() as cost:

@@ -79,3 +79,9 @@ def test_what_cannot_be_made_is_a_row_with_the_reason(scores):
     summary = pd.read_csv(scores[1] / "table.csv").set_index("features")
     assert np.isnan(summary.loc["cell encoder, not adapted", "macro_f1"])
     assert (summary["macro_f1"].drop("cell encoder, not adapted") > 0).all()
+
+
+def test_an_encoder_that_its_run_left_as_it_was_is_not_scored_twice(relabelled, tiny_run, tmp_path):
+    config = config_of(relabelled, tiny_run / "model", tmp_path / "out")
+    evaluate(config.model_copy(update={"encoder_start": str(tiny_run / "model" / "cell_encoder")}))
+    assert "| cell encoder, not adapted | not available: the run did not adapt it" in (tmp_path / "out" / "table.md").read_text()
