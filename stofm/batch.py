@@ -26,7 +26,7 @@ class SubSliceBatch:
     is_masked : (B, N) bool
         Cells whose embedding is hidden from the model; it reads its learned mask vector instead.
     is_cls : (B, N) bool or None
-        The `<cls>` of published checkpoints, which have one in front of every sub-slice; None where there is none.
+        The token of the sub-slice itself, in front in published batches, behind all others where `with_cls` put it; None where there is none.
     """
 
     cell_embeddings: Tensor
@@ -41,6 +41,14 @@ class SubSliceBatch:
         """(B, N) bool, real cells."""
         is_other = self.is_virtual | self.is_padding
         return ~is_other if self.is_cls is None else ~(is_other | self.is_cls)
+
+    def with_cls(self) -> SubSliceBatch:
+        """Return the batch with one token more, behind cells, virtual cells and padding: the sub-slice itself, which has no place."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "is_cls"}
+        longer = {name: torch.cat([array, torch.zeros_like(array[:, :1])], dim=1) for name, array in arrays.items()}
+        is_cls = torch.zeros_like(longer["is_padding"])
+        is_cls[:, -1] = True
+        return SubSliceBatch(**longer, is_cls=is_cls)
 
     def to(self, device: torch.device | str) -> SubSliceBatch:
         """Return the batch on `device`."""

@@ -45,7 +45,7 @@ class Fused:
             pair_bias.tabulate()
         assert pair_bias.table is not None
         self.table, self.constants = pair_bias.table, (pair_bias.apart, pair_bias.itself, pair_bias.with_virtual)  # each (H,)
-        self.is_padding = batch.is_padding
+        self.with_cls, self.is_padding = pair_bias.with_cls, batch.is_padding
         is_there = ~batch.is_padding
         sizes = is_there.sum(dim=1)
         self.n_tokens = int(sizes.sum())  # T
@@ -58,6 +58,8 @@ class Fused:
         self.x, self.y, self.reach, self.is_cell, self.is_virtual = (
             functional.pad(one, (0, n_places - self.n_tokens)) for one in (x, y, reach, is_cell, batch.is_virtual[is_there])
         )  # each (P,)
+        if batch.is_cls is not None:
+            self.is_cls = functional.pad(batch.is_cls[is_there], (0, n_places - self.n_tokens))
         self.n_layers, self.layer = n_layers, 0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
@@ -93,7 +95,10 @@ class Fused:
         has_virtual = self.is_virtual[i] | self.is_virtual[j]
         is_near = self.is_cell[i] & self.is_cell[j] & (squared <= torch.maximum(self.reach[i], self.reach[j]))
         of_pair = self.table.of_heads(squared.sqrt().clamp(max=FARTHEST_UM), head) + torch.where(has_virtual, with_virtual[head], 0.0)
-        return torch.where(i == j, itself[head], torch.where(has_virtual | is_near, of_pair, apart[head]))
+        bias = torch.where(has_virtual | is_near, of_pair, apart[head])
+        if self.with_cls is not None:
+            bias = torch.where(self.is_cls[i] | self.is_cls[j], self.with_cls[head], bias)
+        return torch.where(i == j, itself[head], bias)
 
 
 def blocks_within(sub_slice: Tensor, n_places: int) -> BlockMask:

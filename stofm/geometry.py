@@ -63,6 +63,16 @@ def find_pairs(batch: SubSliceBatch, *, n_neighbors: int) -> Pairs:
     return Pairs(b, i, j, (dx.square_() + dy.square_()).sqrt_())
 
 
+def with_cls_pairs(pairs: Pairs, batch: SubSliceBatch) -> Pairs:
+    """Return pairs of cells and virtual cells, all of them mutual, and those of every token with the `<cls>` behind it, at distance 0."""
+    assert batch.is_cls is not None
+    b, i = where(~(batch.is_padding | batch.is_cls))
+    last = torch.full_like(i, batch.is_cls.shape[1] - 1)
+    of_cells = (pairs.batch, pairs.first, pairs.second, pairs.distance_um)
+    batch_of, first, second, distance = (torch.cat(part) for part in zip(of_cells, (b, i, last, pairs.distance_um.new_zeros(len(b))), strict=True))
+    return Pairs(batch_of, first, second, distance)
+
+
 def _by_tree(coords: np.ndarray, is_cell: np.ndarray, is_virtual: np.ndarray, is_padding: np.ndarray, *, n_neighbors: int) -> PairsOfOne:
     """Pairs of one sub-slice by a k-d tree, in memory that grows with their number: first and second, each (E,) int64, in order."""
     cells, n = np.flatnonzero(is_cell), len(coords)

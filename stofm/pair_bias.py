@@ -32,6 +32,7 @@ class PairBias(DistanceBias):
     Every head has a reach, beyond which a pair counts less and less. Heads start in twos, one reading cells and one reading
     virtual cells, with reaches from a cell's neighbours to a whole tissue; so what lies near is told from what lies far, in
     the sub-slice and in the tissue, from the first step.
+    All tokens see `<cls>`, where a model has one, with a constant of its own.
     Pairs without a neighbour relation get a constant per head, which starts between 0 (a head that looks everywhere)
     and -8 (one that sees neighbours only); so does a cell's pair with itself. Distance 0 between two cells is a distance.
 
@@ -43,11 +44,12 @@ class PairBias(DistanceBias):
         K.
     length_um : float
         Micrometres; the resolution is finest below it.
+    has_cls : bool
     """
 
     farthest = FARTHEST_UM
 
-    def __init__(self, n_heads: int, n_radial: int, length_um: float) -> None:
+    def __init__(self, n_heads: int, n_radial: int, length_um: float, *, has_cls: bool = False) -> None:
         super().__init__()
         self.n_radial, self.length_um = n_radial, length_um
         self.mlp = nn.Sequential(nn.Linear(n_radial, n_radial), nn.GELU(), nn.Linear(n_radial, n_heads))
@@ -56,6 +58,7 @@ class PairBias(DistanceBias):
         self.apart = nn.Parameter(torch.linspace(-8.0, 0.0, n_heads))
         self.itself = nn.Parameter(torch.zeros(n_heads))
         self.with_virtual = nn.Parameter(torch.tensor(WITH_VIRTUAL).repeat(n_twos)[:n_heads])
+        self.with_cls = nn.Parameter(torch.zeros(n_heads)) if has_cls else None
 
     def formula(self, distance_um: Tensor) -> Tensor:
         """Map (E,) distances in micrometres to (E, H) biases."""
@@ -67,4 +70,7 @@ class PairBias(DistanceBias):
         """Return the bias of the batch: a value per pair, and the two constants."""
         has_virtual = batch.is_virtual[pairs.batch, pairs.first] | batch.is_virtual[pairs.batch, pairs.second]
         of_pair = self.of_distance(pairs.distance_um) + has_virtual[:, None] * self.with_virtual  # (E, H)
+        if self.with_cls is not None:
+            assert batch.is_cls is not None
+            of_pair = torch.where(batch.is_cls[pairs.batch, pairs.second, None], self.with_cls, of_pair)
         return SparseBias(pairs, of_pair, self.apart, self.itself, batch.is_padding)

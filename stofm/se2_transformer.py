@@ -18,7 +18,7 @@ from stofm.batch import SubSliceBatch
 from stofm.config import FrozenModel
 from stofm.errors import DataError
 from stofm.fields import EMBEDDING_DIM
-from stofm.geometry import Pairs, find_pairs
+from stofm.geometry import Pairs, find_pairs, with_cls_pairs
 from stofm.pair_bias import PairBias
 from stofm.pair_state import Form, PairState, pair_state
 from stofm.published_pair_bias import PublishedPairBias
@@ -40,6 +40,7 @@ class SE2TransformerConfig(FrozenModel):
     length_um: float = Field(20.0, gt=0, description="Micrometres; the pair bias resolves distances finest below it.")
     n_neighbors: int = Field(16, ge=1, description="Nearest cells whose distance a cell sees; with more than a sub-slice has, all pairs.")
     dropout: float = Field(0.1, ge=0, lt=1)
+    has_cls: bool = Field(False, description="One token more that all see and that sees all; its representation is that of the sub-slice.")
     geometry: Literal["distances", "directional"] = Field("distances", description="directional: relative directions of neighbours too.")
 
     @model_validator(mode="after")
@@ -48,6 +49,8 @@ class SE2TransformerConfig(FrozenModel):
             raise ValueError(f"n_heads {self.n_heads} does not divide {EMBEDDING_DIM}; expected a divisor.")
         if self.scheme == "published" and self.geometry != "distances":
             raise ValueError(f"scheme: published with geometry: {self.geometry}; expected `distances`, all that published checkpoints know.")
+        if self.scheme == "published" and self.has_cls:
+            raise ValueError("scheme: published with has_cls; expected it without, for published sub-slices have a `<cls>` as they are.")
         return self
 
 
@@ -62,11 +65,13 @@ class SubSliceRepr:
     pair_repr : (P, H) float or None
         Pair state after the last layer of the pairs asked for.
     directions : Directions, with ``geometry: directional``
+    sub_slice_repr : (B, 256) float, with ``has_cls``
     """
 
     cell_repr: Tensor
     pair_repr: Tensor | None
     directions: Directions | None = None
+    sub_slice_repr: Tensor | None = None
 
 
 class SE2Layer(nn.Module):
@@ -108,8 +113,12 @@ class SE2Transformer(nn.Module):
         self.type_embedding = nn.Embedding(4 if is_published else 2, EMBEDDING_DIM)  # cell, virtual; cell, <cls>, virtual, padding
         nn.init.normal_(self.type_embedding.weight, std=0.02)
         self.pair_bias: PairBias | PublishedPairBias = (
-            PublishedPairBias(config.n_heads, config.n_radial) if is_published else PairBias(config.n_heads, config.n_radial, config.length_um)
+            PublishedPairBias(config.n_heads, config.n_radial)
+            if is_published
+            else PairBias(config.n_heads, config.n_radial, config.length_um, has_cls=config.has_cls)
         )
+        if config.has_cls:
+            self.cls_embedding = nn.Parameter(torch.randn(EMBEDDING_DIM) * 0.02)
         self.layers = nn.ModuleList(SE2Layer(config) for _ in range(config.n_layers))
         if config.geometry == "directional":
             from stofm.directional import DirectionalBlock
@@ -132,18 +141,25 @@ class SE2Transformer(nn.Module):
             raise RuntimeError("the fused pair state makes pairs of coordinates inside attention; hand it none, and no published distances")
         if pairs is None and not (is_fused and self.config.geometry == "distances"):
             pairs = self.find_pairs(batch)
-        is_there = ~batch.is_padding
         cells, directions = self._read_cells(batch), None  # (B, N, D)
         if self.config.geometry == "directional":
             update, directions = self.directional(cells, batch, pairs)
             cells = cells + update
+        if self.config.has_cls:
+            batch = batch.with_cls()
+            pairs = None if pairs is None else with_cls_pairs(pairs, batch)
+            cells = torch.cat([cells, self.cls_embedding.to(cells.dtype).expand(len(cells), 1, -1)], dim=1)
+        is_there = ~batch.is_padding
         cells = cells[is_there]  # (T, D), without padding
         with torch.autocast(cells.device.type, enabled=False):  # bias, and so the pair state, in float32 whatever the layers are in
             state = self._pair_state(batch, pairs)
         for layer in self.layers:
             cells = layer(cells, state)
         cell_repr = cells.new_zeros(*is_there.shape, EMBEDDING_DIM).masked_scatter(is_there[..., None], cells)
-        return SubSliceRepr(cell_repr, None if wanted is None else state.of_pairs(wanted), directions)
+        pair_repr = None if wanted is None else state.of_pairs(wanted)
+        if self.config.has_cls:
+            return SubSliceRepr(cell_repr[:, :-1], pair_repr, directions, cell_repr[:, -1])
+        return SubSliceRepr(cell_repr, pair_repr, directions)
 
     def _pair_state(self, batch: SubSliceBatch, pairs: Pairs | None) -> PairState:
         if self.form == "fused":
