@@ -122,14 +122,14 @@ def our_slice(tissue: Tissue, cells_each: int) -> None:
     order = tissue_order(tissue.keys, tissue.coords_um)
     coords, embeddings, keys = tissue.coords_um[order], tissue.embeddings[order], tissue.keys[order]
     virtual = make_virtual_cells(coords, embeddings, VirtualCellConfig())
-    for one in cut_sub_slices(coords, keys, SubSliceConfig(n_cells=cells_each)):
+    for one in cut_sub_slices(coords, keys, SubSliceConfig(n_cells=cells_each).for_training):
         our_sub_slice(coords[one.rows] - coords[one.rows].mean(axis=0), virtual.coords_um)
 
 
 def measure(size: Size) -> dict[str, dict[str, list[float]]]:
     """Processor seconds of both ways, for one sub-slice and for the whole slice."""
     tissue = made_up_tissue(size.n_cells)
-    parts = [one.rows for one in cut_sub_slices(tissue.coords_um, tissue.keys, SubSliceConfig(n_cells=size.cells_each))]
+    parts = [one.rows for one in cut_sub_slices(tissue.coords_um, tissue.keys, SubSliceConfig(n_cells=size.cells_each).for_training)]
     rows, virtual = parts[0], tissue.coords_um[:: len(tissue.coords_um) // 32][:32]
     coords = tissue.coords_um[rows] - tissue.coords_um[rows].mean(axis=0)
     of_sub_slice = {
