@@ -44,9 +44,10 @@ endif
 demo: $(STAMP)
 	$(BIN)/stofm demo --out demo
 
-# A core for every worker: threads that wait for each other on a full machine take several times as long.
+# A core for every worker: threads that wait for each other on a full machine take several times as long. Files go by name, so that those of few
+# but long tests do not come last.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: test
 
