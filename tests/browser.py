@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
          "--disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader")  # fmt: skip
-PATIENCE_MS = 120_000  # a machine that does other things beside
+PATIENCE_MS = 60_000  # a machine that does other things beside
 
 
 @contextmanager

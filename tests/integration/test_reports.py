@@ -65,14 +65,36 @@ def table(annotated_slice):
     return table[page_order(places)]
 
 
-@pytest.fixture
-def page(browser, pages):
-    """The report of a slice with its first map alone."""
+@pytest.fixture(scope="module")
+def slice_page(browser, pages):
+    """The report of a slice, opened once: that takes longer than any test of it."""
     with opened(browser, pages["slice"]) as page:
-        page.select_option("#compare-with", "")
-        page.wait_for_selector("#map-2", state="hidden")
-        settled(page)
-        yield page
+        yield page, page.input_value("#colour-by"), page.input_value("#compare-with")
+
+
+@pytest.fixture
+def both_maps(slice_page):
+    """The report of a slice as it opens."""
+    page, colour_by, compare_with = slice_page
+    if page.get_attribute("#theme", "aria-pressed") == "true":
+        page.click("#theme")
+    page.select_option("#colour-by", colour_by)
+    page.select_option("#compare-with", compare_with)
+    if page.locator("#show-all").is_enabled():
+        page.click("#show-all")
+    page.locator("#map").focus()
+    page.keyboard.press("0")
+    settled(page)
+    return page
+
+
+@pytest.fixture
+def page(both_maps):
+    """The report of a slice with its first map alone."""
+    both_maps.select_option("#compare-with", "")
+    both_maps.wait_for_selector("#map-2", state="hidden")
+    settled(both_maps)
+    return both_maps
 
 
 def settled(page) -> None:
@@ -81,49 +103,44 @@ def settled(page) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_report_opens_offline_without_a_complaint_and_shows_its_parts(kind, browser, pages, tmp_path):
+def test_a_report_opens_offline_without_a_complaint_and_can_be_read_everywhere(kind, browser, pages, tmp_path):
     with opened(browser, pages[kind]) as page:
+        settled(page)
         assert page.title().endswith("SToFM")
         assert page.locator("section").count() >= 2
         for chart in page.locator("[data-figure]").all():
             assert chart.locator("svg.main-svg").count() > 0
-        settled(page)
+        has_words_beside_all_it_draws(page)
         assert keep(page, f"{kind}_light", tmp_path).stat().st_size > 10_000
 
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_report_fits_a_phone_and_a_dark_room(kind, browser, pages, tmp_path):
-    with opened(browser, pages[kind], theme="dark", width=390, height=844) as page:
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size({"width": 390, "height": 844})
+        settled(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-        settled(page)
-        picture = pixels(page, "main")
-        assert np.median(picture) < 0.2
+        assert np.median(pixels(page, "main")) < 0.2
         keep(page, f"{kind}_dark_phone", tmp_path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_everything_drawn_has_words_beside_it(kind, browser, pages):
-    with opened(browser, pages[kind]) as page:
-        assert [one.get_attribute("alt") for one in page.locator("img").all() if not one.get_attribute("alt")] == []
-        for chart in page.locator("figure:has([data-figure])").all():
-            assert chart.locator("[role=img]").get_attribute("aria-label")
-            assert chart.locator("details table tr").count() > 1
-        controls = "[...document.querySelectorAll('button, select, input, [tabindex]')]"
-        assert page.evaluate(f"{controls}.filter(e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).length") == 0
+def has_words_beside_all_it_draws(page) -> None:
+    assert [one.get_attribute("alt") for one in page.locator("img").all() if not one.get_attribute("alt")] == []
+    for chart in page.locator("figure:has([data-figure])").all():
+        assert chart.locator("[role=img]").get_attribute("aria-label")
+        assert chart.locator("details table tr").count() > 1
+    controls = "[...document.querySelectorAll('button, select, input, [tabindex]')]"
+    assert page.evaluate(f"{controls}.filter(e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).length") == 0
 
 
-def test_true_and_predicted_are_drawn_side_by_side_in_the_same_colours(browser, pages):
-    with opened(browser, pages["slice"]) as page:
-        settled(page)
-        for colour in label_colours(3):
-            assert share_of(pixels(page, "#map"), colour) > 0.01
-            assert share_of(pixels(page, "#map-2"), colour) > 0.01
-        before = pixels(page, "#map-2")
-        page.locator("#map").focus()
-        page.keyboard.press("+")
-        settled(page)
-        assert (pixels(page, "#map-2") != before).any()  # one camera
+def test_true_and_predicted_are_drawn_side_by_side_in_the_same_colours(both_maps):
+    page = both_maps
+    for colour in label_colours(3):
+        assert share_of(pixels(page, "#map"), colour) > 0.01
+        assert share_of(pixels(page, "#map-2"), colour) > 0.01
+    before = pixels(page, "#map-2")
+    page.locator("#map").focus()
+    page.keyboard.press("+")
+    settled(page)
+    assert (pixels(page, "#map-2") != before).any()  # one camera
 
 
 def test_a_cell_under_the_pointer_says_what_it_is(page, table):
@@ -141,7 +158,6 @@ def test_a_cell_under_the_pointer_says_what_it_is(page, table):
 
 
 def test_a_class_is_hidden_by_its_legend_and_shown_again(page, table):
-    settled(page)
     first, *rest = label_colours(3)
     n_first = int((table.obs["region"] == sorted(table.obs["region"].unique())[0]).sum())
     button = page.locator("#legend .class button").first
@@ -166,7 +182,6 @@ def test_one_class_is_singled_out(page, table):
 
 
 def test_cells_are_coloured_by_any_column(page):
-    settled(page)
     before = pixels(page, "#map")
     for group in ("Genes", "Predictions", "Other columns", "Embedding"):
         name = page.locator(f"#colour-by optgroup[label='{group}'] option").last.get_attribute("value")
@@ -205,7 +220,6 @@ def test_the_map_is_moved_and_read_by_keys_alone(page):
 
 
 def test_the_theme_is_switched_by_a_button(page):
-    settled(page)
     assert np.median(pixels(page, "#map")) > 0.5
     page.click("#theme")
     settled(page)
