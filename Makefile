@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-all bench check lint types fmt wheel docs clean
+.PHONY: help setup demo test test-all bench check lint types fmt wheel docs tutorials clean
 
 help:
 	@echo "make setup     .venv with everything in it (TORCH=cuda for GPUs, PYTHON=... for another interpreter)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench     the benchmarks, in full"
 	@echo "make fmt       format and mend what ruff can;  make lint / types  check only"
 	@echo "make docs      the documentation, into site/;  make wheel  dist/*.whl"
+	@echo "make tutorials the notebooks run again, on the demo's model"
 	@echo "make clean     remove caches, dist/ and site/"
 
 setup: $(STAMP)
@@ -74,6 +75,9 @@ wheel: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+tutorials: $(STAMP)
+	$(BIN)/python docs/tutorials/run.py
 
 clean:
 	rm -rf dist site screenshots .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

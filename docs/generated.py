@@ -1,4 +1,4 @@
-"""Pages of the documentation that are made when it is built: commands, API, faults, and the files of the repository's root.
+"""Pages of the documentation that are made when it is built: commands, API, faults, tutorials, and the files of the repository's root.
 
 mkdocs calls `on_files` and `on_page_markdown`; nothing that they make is kept by hand.
 """
@@ -6,6 +6,8 @@ mkdocs calls `on_files` and `on_page_markdown`; nothing that they make is kept b
 from __future__ import annotations
 
 import ast
+import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ API = {
     "Use": ["downstream.embedding", "downstream.heads", "downstream.evaluate", "downstream.scores", "downstream.diagnostics", "downstream.plots"],
 }
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
+TABLE = re.compile(r"<table[^>]*>(.*?)</table>", re.DOTALL)  # of pandas, which says how it should look; the theme knows better
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -35,8 +38,12 @@ def on_files(files: Any, config: Any) -> Any:
     texts = {"commands.md": commands(), "troubleshooting.md": troubleshooting(), "api.md": api(), "results.md": results_list()}
     texts |= {page: (ROOT / path).read_text(encoding="utf-8") for page, path in PAGES.items()}
     texts |= {f"results/{path.name}": path.read_text(encoding="utf-8") for path in result_files()}
-    for page, text in texts.items():
-        files.append(File.generated(config, page, content=text))
+    pictures: dict[str, bytes] = {}
+    for path in tutorial_files():
+        texts[tutorial_page(path)], found = tutorial(path)
+        pictures |= found
+    for page, content in (texts | pictures).items():
+        files.append(File.generated(config, page, content=content))
     return files
 
 
@@ -49,6 +56,7 @@ def with_page_links(markdown: str, page: str) -> str:
     """Return the text of a page with its links to files of the repository as links to their pages, where they have one."""
     file = PAGES.get(page, page if page.startswith("results/") else f"docs/{page}")
     page_of = {path: other for other, path in PAGES.items()} | {"README.md": "index.md"}
+    page_of |= {f"docs/tutorials/{path.name}": tutorial_page(path) for path in tutorial_files()}
 
     def relinked(match: re.Match[str]) -> str:
         target = normpath(f"{dirname(file)}/{match[1]}").lstrip("/")
@@ -122,6 +130,38 @@ def _messages(node: ast.expr) -> Iterator[str]:
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]
         text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{...}" for part in parts)
         yield re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def tutorial_files() -> list[Path]:
+    """Return the notebooks, by name."""
+    return sorted((ROOT / "docs/tutorials").glob("*.ipynb"))
+
+
+def tutorial_page(path: Path) -> str:
+    """Return the page that a notebook is shown on; the notebook itself lies beside it."""
+    return f"tutorials/{path.stem}.md"
+
+
+def tutorial(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook as it was last run: the text of its page, and its pictures by where they go on the site."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", [])})
+            if "image/png" in data:
+                name = f"{path.stem}_{number}.png"
+                pictures[f"tutorials/{name}"] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![What the cell above shows]({name})")
+            elif table := TABLE.search("".join(data.get("text/html", []))):
+                parts.append(f"<table>{table[1]}</table>")
+            elif text := "".join(data.get("text/plain", [])).rstrip():
+                parts.append(f"```text\n{text}\n```")
+    # Raw HTML, for the link is to the notebook and must not become one to its page.
+    parts.append(f'<a href="{path.name}" download>This page as a notebook</a>')
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def result_files() -> list[Path]:
