@@ -25,6 +25,11 @@ settings.register_profile("stofm", database=None, deadline=None, derandomize=Tru
 settings.load_profile("stofm")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """A worker more than cores, for some tests wait."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """A core for every worker of the suite; threads that wait for each other on a full machine take several times as long.

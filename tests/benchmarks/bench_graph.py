@@ -79,21 +79,25 @@ class ExactNeighbors(KNeighborsTransformer):
 def scanpy_graph(points: FloatArray, n_neighbors: int, *, is_exact: bool = False) -> AnnData:
     """Neighbours by the transformer and settings that scanpy chooses itself, or by a k-d tree."""
     import scanpy
+
+    table = AnnData(np.zeros((len(points), 1), np.float32), obsm={"points": points})
+    if is_exact or len(points) < MOST_EXACT:
+        transformer = ExactNeighbors(n_neighbors=n_neighbors - 1, algorithm="kd_tree" if is_exact else "brute")
+    else:
+        transformer = approximate_neighbors(len(points), n_neighbors)
+    scanpy.pp.neighbors(table, use_rep="points", transformer=transformer)
+    return table
+
+
+def approximate_neighbors(n: int, n_neighbors: int) -> object:
     from pynndescent import PyNNDescentTransformer
 
     class ApproximateNeighbors(PyNNDescentTransformer):
         def fit_transform(self, X: FloatArray, y: None = None) -> csr_matrix:
             return csr_matrix(super().fit_transform(X))
 
-    n = len(points)
-    if is_exact or n < MOST_EXACT:
-        transformer = ExactNeighbors(n_neighbors=n_neighbors - 1, algorithm="kd_tree" if is_exact else "brute")
-    else:
-        settings = {"n_trees": min(64, 5 + round(n**0.5 / 20)), "n_iters": max(5, round(np.log2(n)))}
-        transformer = ApproximateNeighbors(n_neighbors=n_neighbors, random_state=0, n_jobs=1, **settings)
-    table = AnnData(np.zeros((n, 1), np.float32), obsm={"points": points})
-    scanpy.pp.neighbors(table, use_rep="points", transformer=transformer)
-    return table
+    settings = {"n_trees": min(64, 5 + round(n**0.5 / 20)), "n_iters": max(5, round(np.log2(n)))}
+    return ApproximateNeighbors(n_neighbors=n_neighbors, random_state=0, n_jobs=1, **settings)
 
 
 def published_sub_slice(coords: FloatArray, virtual_coords: FloatArray) -> FloatArray:

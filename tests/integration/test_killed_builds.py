@@ -29,7 +29,7 @@ def kill_and_finish(config: Path, out: Path, n_kills: int) -> tuple[int, int]:
     return n_hits, n_states
 
 
-@pytest.mark.parametrize("n_kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(n_kills, simulated_paths, tmp_path):
     spoilt = tmp_path / "spoilt.h5ad"
     spoilt.write_bytes(simulated_paths[0].read_bytes()[:5000])
