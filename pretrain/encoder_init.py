@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import LinearOperator, svds
+from scipy.special import gammaln
 from torch import Tensor, nn
 
 from corpus.slice import FloatArray, IntArray
@@ -26,28 +27,36 @@ from stofm.gene_tokens import GeneTokens
 
 MOST_SLICES, CELLS_PER_SLICE, AXES_PER_SLICE = 200, 1500, 30
 CELLS_TO_CENTRE = 32  # of every slice
-FIRST_RANKS = 10.0  # ranks up to about here count alike, later ones as the root of 1 / rank
-OF_ITSELF = 5.0  # what `<cls>` counts beside its genes, so that a cell of few genes stays nearer to the middle
-CONSTANT, RANK = 0, 1  # the two dimensions that no gene uses
+STEEP, FLAT, POWER = 2.0, 200.0, 0.7  # a rank weighs (rank + s) ** -POWER; s is STEEP in cells of few genes, FLAT in those of many
+FEW, MANY = 20, 2000  # genes of such cells; between them the two weights are mixed
+TYPICAL = 65  # genes of the cells that an encoder of one layer is made for, for it cannot count
+OF_ITSELF = 2.0  # what `<cls>` weighs beside its genes, so that a cell of few genes stays nearer to the middle
+CONSTANT, EARLY, LATE, COUNT = range(N_OWN := 4)  # the dimensions that no gene uses
 LINEAR = 3.0  # the constant is this much longer than any gene or cell beside it, so that layer norms hardly bend what they scale
+UNIT = 0.02  # length of a rank's logarithm beside the constant, as small for the same reason
 
 
 @torch.no_grad()
 def start_from_coexpression(encoder: CellEncoder, corpus: Corpus, *, seed: int) -> None:
     """Set an untrained encoder to give cells their scores on the principal axes of a corpus's ranks, centred, at unit length.
 
-    - Gene embeddings are these axes in a random basis. Of two further dimensions one is the same for all tokens and so long that layer
-      norms scale all tokens alike; the other holds the rank.
-    - The first layer attends by rank alone and hands on the mean it finds; whatever else the layers add starts at zero.
+    - Gene embeddings are these axes in a random basis. Of four further dimensions one is the same for all tokens and so long that layer
+      norms scale all tokens alike; two hold logarithms of the rank, one the mean of the first over a cell, which tells how many genes it has.
+    - The first layer finds that mean. The second attends by rank, the more steeply the fewer genes there are, and hands on the mean it finds.
+      Whatever else the layers add starts at zero.
     - The head turns the result, centred over the corpus, into the embedding.
     """
-    sample = _sample(corpus, seed)
+    set_start(encoder, _sample(corpus, seed), n_genes=len(corpus.vocab.gene_ids), cls_token=corpus.vocab.cls_token, seed=seed)
+
+
+@torch.no_grad()
+def set_start(encoder: CellEncoder, sample: list[GeneTokens], *, n_genes: int, cls_token: int, seed: int) -> None:
+    """As `start_from_coexpression`, from some cells of every slice."""
     bert, width = encoder.bert, encoder.bert.config.hidden_size
-    n_genes = len(corpus.vocab.gene_ids)
-    axes = rank_axes(sample, n_genes, n_axes=min(width - 2, n_genes - 1))  # (G, n_axes)
+    axes = rank_axes(sample, n_genes, n_axes=min(width - N_OWN, n_genes - 1))  # (G, n_axes)
     if not axes.shape[1]:
         return
-    basis = np.linalg.qr(generator(seed, 0).standard_normal((width - 2, axes.shape[1])))[0]  # (width - 2, n_axes)
+    basis = np.linalg.qr(generator(seed, 0).standard_normal((width - N_OWN, axes.shape[1])))[0]  # (width - 4, n_axes)
     genes = torch.from_numpy(axes @ basis.T).float()
     genes *= bert.config.initializer_range / genes.square().mean().sqrt()
     constant = LINEAR * float(genes.norm(dim=1).max())
@@ -55,37 +64,75 @@ def start_from_coexpression(encoder: CellEncoder, corpus: Corpus, *, seed: int) 
         table.weight.zero_()
         for table in (bert.embeddings.word_embeddings, bert.embeddings.position_embeddings, bert.embeddings.token_type_embeddings)
     )
-    words[N_LEADING_SPECIALS : N_LEADING_SPECIALS + n_genes, 2:] = genes
+    words[N_LEADING_SPECIALS : N_LEADING_SPECIALS + n_genes, N_OWN:] = genes
     kinds[:, CONSTANT] = constant
-    log_weight = -0.5 * torch.log(torch.arange(len(positions)) - 1 + FIRST_RANKS)  # `<cls>` is in front of the first rank
-    log_weight[0] = math.log(OF_ITSELF)
-    positions[:, RANK] = 0.1 * constant * log_weight
+    rank = torch.arange(len(positions) - 1)
+    for dimension, shift in ((EARLY, STEEP), (LATE, FLAT)):
+        positions[:, dimension] = UNIT * constant * torch.cat([torch.tensor([-math.log(OF_ITSELF) / POWER]), torch.log(rank + shift)])
     for layer in bert.encoder.layer:
         layer.attention.output.dense.weight.zero_()
         layer.output.dense.weight.zero_()
-    attention: Any = bert.encoder.layer[0].attention
-    _attend_by_rank(attention, scale=10 / width**0.5)  # undoes the factor above and that of the layer norm
+    attentions: list[Any] = [layer.attention for layer in bert.encoder.layer[:2]]
+    if len(attentions) == 2:
+        _count(attentions[0])
+    _attend_by_rank(attentions[-1], counts=len(attentions) == 2)
 
     encoder.eval()
-    cells = [tokens.padded(np.arange(min(CELLS_TO_CENTRE, len(tokens.lengths))), cls_token=corpus.vocab.cls_token) for tokens in sample]
-    _spread(attention.output.dense, encoder, cells, to=width**0.5 / LINEAR)
+    cells = [tokens.padded(np.arange(min(CELLS_TO_CENTRE, len(tokens.lengths))), cls_token=cls_token) for tokens in sample]
+    _spread(attentions[-1].output.dense, encoder, cells, to=width**0.5 / LINEAR)
     nn.init.orthogonal_(encoder.proj.weight)
     _spread(encoder.proj, encoder, cells, to=1.0)
     encoder.train()
 
 
-def _attend_by_rank(attention: Any, *, scale: float) -> None:
-    """Set an attention layer, transformers' BertAttention, to weigh tokens by their rank dimension and to hand on all dimensions that genes use."""
+def share_of_flat(n_genes: FloatArray) -> FloatArray:
+    """How far the weights of a cell of so many genes are the flat ones: 0 at `FEW`, 1 at `MANY`, linear in the mean logarithm of its ranks."""
+    few, many = _mean_log_rank(np.array([FEW, MANY], float))
+    return (_mean_log_rank(n_genes) - few) / (many - few)
+
+
+def rank_weights(rank: FloatArray, n_genes: FloatArray) -> FloatArray:
+    """What genes of these ranks weigh, from 0 on, in cells of so many genes; `<cls>` weighs `OF_ITSELF`."""
+    share = share_of_flat(n_genes)
+    return np.exp(-POWER * ((1 - share) * np.log(rank + STEEP) + share * np.log(rank + FLAT)))
+
+
+def _mean_log_rank(n_genes: FloatArray) -> FloatArray:
+    """Mean of what the dimension `EARLY` holds, in its units, over the tokens of a cell."""
+    return (gammaln(n_genes + STEEP) - gammaln(STEEP) - math.log(OF_ITSELF) / POWER) / (n_genes + 1)
+
+
+def _count(attention: Any) -> None:
+    """Set an attention layer, transformers' BertAttention, to hand on the mean of the tokens' rank dimension."""
     read = attention.self
-    read.query.weight.zero_()
-    read.query.bias.zero_()
-    first = torch.arange(read.num_attention_heads) * read.attention_head_size  # one dimension of every head
-    read.query.bias[first] = read.attention_head_size**0.5
-    read.key.weight[first] = 0
-    read.key.weight[first, RANK] = scale
+    for linear in (read.query, read.key):
+        linear.weight.zero_()
+        linear.bias.zero_()
+    nn.init.eye_(read.value.weight)
+    attention.output.dense.weight[COUNT, EARLY] = 1
+
+
+def _attend_by_rank(attention: Any, *, counts: bool) -> None:
+    """Set an attention layer to weigh tokens as `rank_weights` says, by the count or as for `TYPICAL` genes, and to hand on all that genes use."""
+    read = attention.self
+    width = len(read.query.bias)
+    unit, mean = UNIT * width**0.5, width**-0.5  # after a layer norm of a vector that is hardly more than its constant: scale, and what it takes off
+    few, many = _mean_log_rank(np.array([FEW, MANY], float))
+    # The share of the flat weight is `fixed`, and `per_count` times the count that `_count` left; that of the steep one is the rest.
+    per_count = 1 / (unit * (many - few)) if counts else 0.0
+    fixed = (2 * mean / unit - few) / (many - few) if counts else float(share_of_flat(np.array(float(TYPICAL))))
+    for linear in (read.query, read.key):
+        linear.weight.zero_()
+        linear.bias.zero_()
+    for first in range(0, width, read.attention_head_size):
+        for place, dimension, sign in ((first, EARLY, -1), (first + 1, LATE, 1)):
+            scale = -POWER * read.attention_head_size**0.5
+            read.query.weight[place, COUNT] = scale * sign * per_count
+            read.query.bias[place] = scale * (sign * fixed + (dimension == EARLY))
+            read.key.weight[place, dimension] = 1 / unit
     nn.init.eye_(read.value.weight)
     nn.init.eye_(attention.output.dense.weight)
-    attention.output.dense.weight[[CONSTANT, RANK]] = 0
+    attention.output.dense.weight[:N_OWN] = 0
 
 
 def _spread(linear: nn.Linear, encoder: CellEncoder, cells: Sequence[IntArray], *, to: float) -> None:
@@ -105,7 +152,7 @@ def _spread(linear: nn.Linear, encoder: CellEncoder, cells: Sequence[IntArray], 
 def rank_axes(slices: list[GeneTokens], n_genes: int, *, n_axes: int) -> FloatArray:
     """Return the leading principal axes of ranks within slices, (G, n_axes) float64, orthonormal, the first one first.
 
-    A cell's genes have weights that fall with their rank, of length 1 together, so that a cell counts the same however many genes it
+    A cell's genes have weights that fall with their rank (`rank_weights`), of length 1 together, so that a cell counts the same however many genes it
     expresses. Every slice gives its own leading axes, each as long as its spread is beside that of the slice's first; so slices weigh
     the same however many cells, genes or how much noise they have (as tables do in multiple factor analysis, Escofier and Pages 1994).
     """
@@ -124,7 +171,7 @@ def _axes_of_slice(tokens: GeneTokens, n_genes: int) -> FloatArray:
     """Leading principal axes of one slice, (at most 30, G), each times its spread over that of the first; none if cells are alike."""
     n_cells, lengths = len(tokens.lengths), tokens.lengths
     rank = np.arange(len(tokens.tokens)) - np.repeat(tokens.offsets[:-1], lengths)
-    weight = 1 - rank / np.repeat(lengths + 1, lengths)
+    weight = rank_weights(rank.astype(float), np.repeat(lengths, lengths).astype(float))
     length = np.sqrt(np.bincount(np.repeat(np.arange(n_cells), lengths), weight**2, n_cells))
     weight /= np.repeat(length, lengths)
     matrix = csr_matrix((weight, tokens.tokens.astype(np.int64) - N_LEADING_SPECIALS, tokens.offsets), shape=(n_cells, n_genes))

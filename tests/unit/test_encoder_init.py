@@ -1,11 +1,12 @@
 """Where an encoder starts: genes that vary together lie together, and embeddings are centred."""
 
 import numpy as np
+import pytest
 import torch
 from numpy.random import default_rng
 
 from corpus.store import Corpus
-from pretrain.encoder_init import FIRST_RANKS, OF_ITSELF, rank_axes, start_from_coexpression
+from pretrain.encoder_init import OF_ITSELF, TYPICAL, rank_axes, rank_weights, set_start, start_from_coexpression
 from stofm.cell_encoder import CellEncoder, CellEncoderConfig, embed_cells
 from stofm.gene_tokens import GeneTokens
 
@@ -66,11 +67,13 @@ def test_embeddings_start_centred_and_apart(tiny_corpus: Corpus) -> None:
     assert np.abs(alike[~np.eye(len(alike), dtype=bool)]).mean() < 0.6
 
 
-def test_embeddings_start_as_scores_on_the_axes(tiny_corpus: Corpus) -> None:
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_embeddings_start_as_scores_on_the_axes(tiny_corpus: Corpus, n_layers: int) -> None:
     """What BERT's own parts compute is, up to their bending, a linear function of ranks: neighbours in one are neighbours in the other."""
-    tokens, embeddings = started(tiny_corpus, n_layers=2, width=64)
+    tokens, embeddings = started(tiny_corpus, n_layers=n_layers, width=64)
     rank = np.arange(len(tokens.tokens)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
-    weights = (rank + FIRST_RANKS) ** -0.5
+    n_genes = np.repeat(tokens.lengths, tokens.lengths) if n_layers > 1 else np.array(TYPICAL)
+    weights = rank_weights(rank.astype(float), n_genes.astype(float))
     sums = np.zeros((len(tokens.lengths), tiny_corpus.vocab.n_tokens))
     np.add.at(sums, (np.repeat(np.arange(len(sums)), tokens.lengths), tokens.tokens), weights)
     profiles = sums / (sums.sum(axis=1, keepdims=True) + OF_ITSELF)
@@ -80,10 +83,35 @@ def test_embeddings_start_as_scores_on_the_axes(tiny_corpus: Corpus) -> None:
     assert np.median(cosine) > 0.95
 
 
+def test_ranks_weigh_less_the_later_they_are_and_the_more_so_the_fewer_genes_there_are() -> None:
+    rank, few, many = np.arange(20.0), np.array(20.0), np.array(2000.0)
+    of_few, of_many = rank_weights(rank, few), rank_weights(rank, many)
+    assert (np.diff(of_few) < 0).all()
+    assert (np.diff(of_few / of_many) < 0).all()
+    np.testing.assert_allclose(of_few, (rank + 2) ** -0.7)
+    np.testing.assert_allclose(of_many, (rank + 200) ** -0.7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_genes", [5, 20, 60, 200, 500])
+def test_the_second_layer_attends_as_ranks_weigh_in_cells_of_any_number_of_genes(n_genes: int) -> None:
+    """Over the tokens of one cell, whatever its genes; layer norms bend what genes far longer than others weigh."""
+    corpus_like = [two_programmes(60, 600)]
+    torch.manual_seed(0)
+    encoder = CellEncoder.from_scratch(CellEncoderConfig(n_layers=2, width=64, n_heads=2, ffn_dim=32), n_tokens=602, max_tokens=600)
+    set_start(encoder, corpus_like, n_genes=600, cls_token=1, seed=0)
+    encoder.bert.set_attn_implementation("eager")
+    tokens = torch.cat([torch.tensor([1]), 2 + torch.randperm(600)[:n_genes]])[None]
+    found = encoder.bert(tokens, attention_mask=torch.ones_like(tokens), output_attentions=True).attentions[1][0, :, 0]  # of `<cls>`, (heads, tokens)
+    weights = np.append(OF_ITSELF, rank_weights(np.arange(float(n_genes)), np.array(float(n_genes))))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert np.quantile(np.abs(np.log(found[0].numpy() * weights.sum() / weights)), 0.9) < 0.15
+
+
 def test_an_untrained_layer_more_changes_nothing(tiny_corpus: Corpus) -> None:
-    """Whatever layers beyond the first add starts at zero."""
+    """Whatever layers beyond the second add starts at zero."""
     found = []
-    for n_layers in (1, 3):
+    for n_layers in (2, 4):
         _, embeddings = started(tiny_corpus, n_layers=n_layers, width=32)
         found.append(embeddings @ embeddings.T)  # the head's own basis is random
     np.testing.assert_allclose(found[0], found[1], atol=0.02)
