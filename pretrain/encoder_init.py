@@ -27,10 +27,10 @@ from stofm.gene_tokens import GeneTokens
 
 MOST_SLICES, CELLS_PER_SLICE, AXES_PER_SLICE = 200, 1500, 30
 CELLS_TO_CENTRE = 32  # of every slice
-STEEP, FLAT, POWER = 2.0, 200.0, 0.7  # a rank weighs (rank + s) ** -POWER; s is STEEP in cells of few genes, FLAT in those of many
+STEEP, FLAT, POWER = 3.0, 300.0, 0.5  # a rank weighs (rank + s) ** -POWER; s is STEEP in cells of few genes, FLAT in those of many
 FEW, MANY = 20, 2000  # genes of such cells; between them the two weights are mixed
 TYPICAL = 65  # genes of the cells that an encoder of one layer is made for, for it cannot count
-OF_ITSELF = 2.0  # what `<cls>` weighs beside its genes, so that a cell of few genes stays nearer to the middle
+OF_ITSELF = 4.0  # what `<cls>` weighs beside its genes, so that a cell of few genes stays nearer to the middle
 CONSTANT, EARLY, LATE, COUNT = range(N_OWN := 4)  # the dimensions that no gene uses
 LINEAR = 3.0  # the constant is this much longer than any gene or cell beside it, so that layer norms hardly bend what they scale
 UNIT = 0.02  # length of a rank's logarithm beside the constant, as small for the same reason
@@ -44,7 +44,7 @@ def start_from_coexpression(encoder: CellEncoder, corpus: Corpus, *, seed: int) 
       norms scale all tokens alike; two hold logarithms of the rank, one the mean of the first over a cell, which tells how many genes it has.
     - The first layer finds that mean. The second attends by rank, the more steeply the fewer genes there are, and hands on the mean it finds.
       Whatever else the layers add starts at zero.
-    - The head turns the result, centred over the corpus, into the embedding.
+    - The head turns the result, centred over the corpus, into the embedding: scores on the axes, the first one first.
     """
     set_start(encoder, _sample(corpus, seed), n_genes=len(corpus.vocab.gene_ids), cls_token=corpus.vocab.cls_token, seed=seed)
 
@@ -80,7 +80,8 @@ def set_start(encoder: CellEncoder, sample: list[GeneTokens], *, n_genes: int, c
     encoder.eval()
     cells = [tokens.padded(np.arange(min(CELLS_TO_CENTRE, len(tokens.lengths))), cls_token=cls_token) for tokens in sample]
     _spread(attentions[-1].output.dense, encoder, cells, to=width**0.5 / LINEAR)
-    nn.init.orthogonal_(encoder.proj.weight)
+    n_axes = min(axes.shape[1], len(encoder.proj.weight))
+    encoder.proj.weight.zero_()[:n_axes, N_OWN:] = torch.from_numpy(basis.T[:n_axes]).float()
     _spread(encoder.proj, encoder, cells, to=1.0)
     encoder.train()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,11 @@ settings.load_profile("stofm")
 def pytest_xdist_auto_num_workers() -> int:
     """A worker more than cores, for some tests wait."""
     return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported alone when memory is collected, which training does at the end of every stage."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

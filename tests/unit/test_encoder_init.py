@@ -6,7 +6,7 @@ import torch
 from numpy.random import default_rng
 
 from corpus.store import Corpus
-from pretrain.encoder_init import OF_ITSELF, TYPICAL, rank_axes, rank_weights, set_start, start_from_coexpression
+from pretrain.encoder_init import FEW, FLAT, MANY, OF_ITSELF, POWER, STEEP, TYPICAL, rank_axes, rank_weights, set_start, start_from_coexpression
 from stofm.cell_encoder import CellEncoder, CellEncoderConfig, embed_cells
 from stofm.gene_tokens import GeneTokens
 
@@ -84,12 +84,12 @@ def test_embeddings_start_as_scores_on_the_axes(tiny_corpus: Corpus, n_layers: i
 
 
 def test_ranks_weigh_less_the_later_they_are_and_the_more_so_the_fewer_genes_there_are() -> None:
-    rank, few, many = np.arange(20.0), np.array(20.0), np.array(2000.0)
+    rank, few, many = np.arange(20.0), np.array(float(FEW)), np.array(float(MANY))
     of_few, of_many = rank_weights(rank, few), rank_weights(rank, many)
     assert (np.diff(of_few) < 0).all()
     assert (np.diff(of_few / of_many) < 0).all()
-    np.testing.assert_allclose(of_few, (rank + 2) ** -0.7)
-    np.testing.assert_allclose(of_many, (rank + 200) ** -0.7)
+    np.testing.assert_allclose(of_few, (rank + STEEP) ** -POWER)
+    np.testing.assert_allclose(of_many, (rank + FLAT) ** -POWER)
 
 
 @torch.no_grad()
