@@ -12,7 +12,9 @@ import torch
 from cli import succeed, write_yaml
 
 from downstream.embedding import load_embedder
+from pretrain.launch import require_divisible
 from pretrain.run_log import read_run_log
+from stofm.errors import ConfigError
 
 TORCHRUN = [Path(sys.executable).with_name("torchrun"), "--standalone"]
 
@@ -46,6 +48,13 @@ def test_two_processes_have_the_losses_of_one(config):
     assert load_embedder(here / "two/model").vocab.sha256 == load_embedder(here / "one/model").vocab.sha256
 
 
+def test_micro_batches_that_the_processes_do_not_divide_are_named(tiny_run_config):
+    require_divisible(tiny_run_config, 1)
+    with pytest.raises(ConfigError, match=r"^encoder_stage.n_micro_batches: found 1 for 2 processes; expected a multiple of their number.$"):
+        require_divisible(tiny_run_config, 2)
+
+
+@pytest.mark.slow
 def test_micro_batches_that_the_processes_do_not_divide_are_refused_before_anything_is_written(config):
     out = config.parent / "three"
     done = in_processes(2, "train", config, f"out={out}", "encoder_stage.n_micro_batches=3", "joint_stage=null")
