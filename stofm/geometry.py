@@ -95,9 +95,10 @@ def _by_rows(coords: np.ndarray, is_cell: np.ndarray, is_virtual: np.ndarray, is
     lies beyond is farther along that side alone than the neighbours found, or the window is doubled.
     """
     n, cells = len(coords), np.flatnonzero(is_cell)
-    is_pair = np.zeros((n, n), bool)
+    is_pair = np.zeros((n, n), bool)  # above the diagonal
     flat = is_pair.reshape(-1)
-    is_pair[is_virtual], is_pair[:, is_virtual] = ~is_padding, ~is_padding[:, None]
+    for number in np.flatnonzero(is_virtual):
+        is_pair[:number, number], is_pair[number, number + 1 :] = ~is_padding[:number], ~is_padding[number + 1 :]
     if len(cells) > 1:
         x, y = coords[cells, :: -1 if np.subtract(*np.ptp(coords[cells], axis=0)) < 0 else 1].T
         order = np.argsort(x, kind="stable")
@@ -109,9 +110,7 @@ def _by_rows(coords: np.ndarray, is_cell: np.ndarray, is_virtual: np.ndarray, is
             row, column = _near(x, y, start, n_neighbors, window=ROWS_AT_A_TIME + 2 * int(beside))
             first, second = cells[row], cells[column]
             flat[np.minimum(first, second) * n + np.maximum(first, second)] = True
-    first, second = np.divmod(np.flatnonzero(flat), n)
-    is_above = first < second
-    return first[is_above], second[is_above]
+    return np.divmod(np.flatnonzero(flat), n)
 
 
 def _near(x: np.ndarray, y: np.ndarray, start: int, n_neighbors: int, *, window: int) -> PairsOfOne:
