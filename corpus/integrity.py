@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from corpus.derived import open_members, write_derived
 from corpus.descriptions import CROISSANT, DATASHEET, croissant, datasheet
 from corpus.scales import token_records
 from corpus.shards import RecordPlace, pack_shard
+from corpus.storage import Place
 from corpus.store import TOKENS, Corpus, token_store
 from corpus.view import check_record, read_places
 from stofm.durable import file_sha256, read_json, remove, write_text
 from stofm.errors import DataError, FormatError, located
+
+VIEW_JSON, INDEX = f"views/{TOKENS}/view.json", f"views/{TOKENS}/index.parquet"
 
 
 @dataclass(frozen=True)
@@ -31,28 +34,29 @@ class Damage:
 
 
 def verify(corpus: Corpus) -> Iterator[Damage]:
-    """Yield what is damaged or missing, reading every byte of the corpus once.
+    """Yield what is damaged or missing, reading every byte of the corpus once, wherever it lies.
 
     Of a damaged shard every damaged record is named, by its key and offset.
     """
-    manifest, folder = corpus.manifest, corpus.folder
+    manifest, where = corpus.manifest, corpus.where
     without_id = {name: value for name, value in manifest.items() if name != "corpus_id"}
     if hashlib.sha256(json.dumps(without_id, sort_keys=True).encode()).hexdigest() != corpus.corpus_id:
         yield Damage("manifest.json", f"its content is not that of corpus {corpus.corpus_id[:12]}")
-    damaged = [damage for entry in files_of(manifest) if (damage := _damage_of(folder, entry)) is not None]
+    damaged = [damage for entry in files_of(manifest) if (damage := _damage_of(where, entry)) is not None]
     yield from damaged
-    view_json = f"views/{TOKENS}/view.json"
-    if view_json in {damage.path for damage in damaged}:
+    lost = {damage.path for damage in damaged}
+    if VIEW_JSON in lost:
         return
-    view = read_json(folder / view_json)
+    view = (where / VIEW_JSON).read_json()
     for name, text in {CROISSANT: croissant(manifest, view), DATASHEET: datasheet(manifest, view)}.items():
-        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text:
+        if (where / name).size() is None or (where / name).read() != text.encode():
             yield Damage(name, "missing or not what the manifest says")
     for shard in view["shards"]:
         entry = {"path": f"views/{TOKENS}/{shard['name']}", **shard}
-        if (damage := _damage_of(folder, entry)) is not None:
+        if (damage := _damage_of(where, entry)) is not None:
             yield damage
-            yield from _damaged_records(folder / "views" / TOKENS, shard["name"], entry["path"])
+            if INDEX not in lost:  # only an index as it was written tells what a record should be
+                yield from _damaged_records(where, entry["path"], _places_in(where, shard["name"]))
 
 
 def repair(corpus: Corpus) -> tuple[list[Damage], list[Damage]]:
@@ -66,21 +70,23 @@ def repair(corpus: Corpus) -> tuple[list[Damage], list[Damage]]:
     what was repaired, what was not
     """
     repaired, left = [], []
-    shards = {f"views/{TOKENS}/{shard['name']}": shard for shard in read_json(corpus.folder / "views" / TOKENS / "view.json")["shards"]}
+    shards = {f"views/{TOKENS}/{shard['name']}": shard for shard in read_json(corpus.folder / VIEW_JSON)["shards"]}
     stores = {store.relative_to(corpus.folder).as_posix(): slice_id for slice_id in corpus.slice_ids for store in [_store_of(corpus, slice_id)[0]]}
     descriptions = {CROISSANT: croissant, DATASHEET: datasheet}
     done: set[str] = set()
-    for damage in list(verify(corpus)):  # truths and stores come before the shards that are packed from them
+    damages = list(verify(corpus))
+    has_index = INDEX not in {damage.path for damage in damages}
+    for damage in damages:  # truths and stores come before the shards that are packed from them
         if damage.path in done:
             continue
         done.add(damage.path)
         try:
             if damage.path in stores:
                 _derive_again(corpus, stores[damage.path])
-            elif damage.path in shards:
+            elif damage.path in shards and has_index:
                 _pack_again(corpus, shards[damage.path]["name"])
             elif damage.path in descriptions:
-                view = read_json(corpus.folder / "views" / TOKENS / "view.json")
+                view = read_json(corpus.folder / VIEW_JSON)
                 write_text(corpus.folder / damage.path, descriptions[damage.path](corpus.manifest, view))
             else:
                 left.append(damage)
@@ -96,30 +102,31 @@ def files_of(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*manifest["files"], *(file for entry in manifest["slices"] for file in entry["files"])]
 
 
-def _damage_of(folder: Path, entry: Mapping[str, Any]) -> Damage | None:
-    path = folder / entry["path"]
-    if not path.is_file():
+def _damage_of(where: Place, entry: Mapping[str, Any]) -> Damage | None:
+    file = where / entry["path"]
+    size = file.size()
+    if size is None:
         return Damage(entry["path"], "missing")
-    if path.stat().st_size != entry["bytes"]:
-        return Damage(entry["path"], f"found {path.stat().st_size} bytes; expected {entry['bytes']}")
-    return None if file_sha256(path) == entry["sha256"] else Damage(entry["path"], "bytes differ from those written")
+    if size != entry["bytes"]:
+        return Damage(entry["path"], f"found {size} bytes; expected {entry['bytes']}")
+    return None if file.sha256(size) == entry["sha256"] else Damage(entry["path"], "bytes differ from those written")
 
 
-def _damaged_records(folder: Path, shard: str, path: str) -> Iterator[Damage]:
+def _damaged_records(where: Place, path: str, places: Iterable[RecordPlace]) -> Iterator[Damage]:
     """The records of a damaged shard that are not as they were written."""
-    if not (folder / shard).is_file():
+    shard = where / path
+    if (size := shard.size()) is None:
         return
-    with (folder / shard).open("rb") as file:
-        for place in _places_in(folder, shard):
-            file.seek(place.offset)
-            try:
-                check_record(place, file.read(place.nbytes))
-            except FormatError:
-                yield Damage(path, f"record {place.key}, offset {place.offset}: bytes differ from those written")
+    for place in places:
+        end = place.offset + place.nbytes
+        try:
+            check_record(place, shard.read(place.offset, end) if end <= size else b"")
+        except FormatError:
+            yield Damage(path, f"record {place.key}, offset {place.offset}: bytes differ from those written")
 
 
-def _places_in(folder: Path, shard: str) -> list[RecordPlace]:
-    return sorted((place for place in read_places((folder / "index.parquet").read_bytes()) if place.shard == shard), key=lambda place: place.offset)
+def _places_in(where: Place, shard: str) -> list[RecordPlace]:
+    return sorted((place for place in read_places((where / INDEX).read()) if place.shard == shard), key=lambda place: place.offset)
 
 
 def _store_of(corpus: Corpus, slice_id: str) -> tuple[Path, Mapping[str, str]]:
@@ -140,7 +147,7 @@ def _derive_again(corpus: Corpus, slice_id: str) -> None:
 def _pack_again(corpus: Corpus, shard: str) -> None:
     """Pack a shard again from the records of its slices; its name proves that it is the same."""
     folder = corpus.folder / "views" / TOKENS
-    members = [(place.slice_id, int(place.key.rpartition("-")[2])) for place in _places_in(folder, shard)]
+    members = [(place.slice_id, int(place.key.rpartition("-")[2])) for place in _places_in(corpus.where, shard)]
     stores = {slice_id: _store_of(corpus, slice_id) for slice_id, _ in members}
     with located(f"shard {shard}"), open_members(members, stores) as records:
         again = pack_shard(folder, shard.rpartition("-")[0], records)

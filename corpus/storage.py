@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from stofm.durable import read_json
 from stofm.errors import ConfigError, FormatError
 
 N_TRIES, FIRST_WAIT_SECONDS = 4, 0.25  # of a request that the network loses
+BLOCK_BYTES = 2**24  # of a file that is read once, from its start to its end
+Answer = TypeVar("Answer")
 
 
 class Place:
@@ -73,19 +76,50 @@ class Place:
         return data
 
     def _fetch(self, start: int, end: int | None) -> bytes:
+        files, path = self._remote
+        try:
+            return self._asked(lambda: files.cat_file(path) if end is None and not start else files.cat_file(path, start=start, end=end))
+        except FileNotFoundError as error:
+            raise FormatError(f"{self.url}: no such file; expected one. Check the address.") from error
+
+    def _asked(self, question: Callable[[], Answer]) -> Answer:
+        """Return the answer of a server, asked again where the network loses it; `FileNotFoundError` is an answer, too."""
         import aiohttp
 
-        files, path = self._remote
+        failure: BaseException | None = None
         for n_try in range(N_TRIES):
             try:
-                return files.cat_file(path) if end is None and not start else files.cat_file(path, start=start, end=end)
+                return question()
             except FileNotFoundError as error:
-                raise FormatError(f"{self.url}: no such file; expected one. Check the address.") from error
+                # Asked for its size, fsspec's http says that a file is not there whatever went wrong
+                failure = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError | TimeoutError) else None
+                if failure is None or getattr(failure, "status", None) == 404:
+                    raise
             except (OSError, aiohttp.ClientError, TimeoutError) as error:
-                if n_try == N_TRIES - 1:
-                    raise FormatError(f"{self.url}: {error}; expected an answer in {N_TRIES} tries. Check the server and the address.") from error
+                failure = error
+            if n_try < N_TRIES - 1:
                 time.sleep(FIRST_WAIT_SECONDS * 2**n_try)
-        raise AssertionError
+        raise FormatError(f"{self.url}: {failure}; expected an answer in {N_TRIES} tries. Check the server and the address.") from failure
+
+    def size(self) -> int | None:
+        """Return the number of bytes of the file; None if there is no such file."""
+        if self.local is not None:
+            return self.local.stat().st_size if self.local.is_file() else None
+        files, path = self._remote
+        try:
+            size = self._asked(lambda: files.size(path))
+        except FileNotFoundError:
+            return None
+        if size is None:
+            raise FormatError(f"{self.url}: its server does not say how long it is; expected a Content-Length. Copy it to this machine.")
+        return int(size)
+
+    def sha256(self, size: int) -> str:
+        """Return the sha256 of the first `size` bytes, as 64 hex digits; no more than a block of them is in memory."""
+        digest = hashlib.sha256()
+        for start in range(0, size, BLOCK_BYTES):
+            digest.update(self.read(start, min(start + BLOCK_BYTES, size)))
+        return digest.hexdigest()
 
     def open(self) -> Any:
         """Open the file for reading from its start to its end."""

@@ -112,11 +112,11 @@ def seen(
 
 corpus_verbs = typer.Typer(no_args_is_help=True, help="Show a corpus, verify it, repair it.")
 app.add_typer(corpus_verbs, name="corpus")
-CorpusAt = Annotated[str, typer.Argument(help="Folder of a corpus.", show_default=False)]
+CorpusAt = Annotated[str, typer.Argument(help="Folder or URL of a corpus.", show_default=False)]
 
 
 @corpus_verbs.command("show")
-def corpus_show(corpus: Annotated[str, typer.Argument(help="Folder or URL of a corpus.", show_default=False)]) -> None:
+def corpus_show(corpus: CorpusAt) -> None:
     """Say what a corpus holds: slices, cells, technologies, and what was set aside."""
     from tools.corpus import run_show
 
@@ -132,7 +132,7 @@ def corpus_verify(corpus: CorpusAt) -> None:
 
 
 @corpus_verbs.command("repair")
-def corpus_repair(corpus: CorpusAt) -> None:
+def corpus_repair(corpus: Annotated[str, typer.Argument(help="Folder of a corpus.", show_default=False)]) -> None:
     """Make damaged shards and stores again, to the same bytes, and touch nothing else."""
     from tools.corpus import run_repair
 

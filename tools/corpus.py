@@ -27,17 +27,16 @@ def run_show(where: str) -> None:
 
 
 def run_verify(where: str) -> None:
-    """Read every byte of a corpus; `DataError` if anything is not as it was written."""
+    """Read every byte of a corpus, here or at a URL; `DataError` if anything is not as it was written."""
     corpus = Corpus(where)
-    with tracking(f"{corpus.folder}: comparing every file with its hash"):
+    with tracking(f"{corpus.where}: comparing every file with its hash"):
         damages = list(verify(corpus))
     for damage in damages:
         say(f"damaged: {damage}")
     if damages:
-        n_files = len({damage.path for damage in damages})
-        raise DataError(
-            f"corpus {where}: found damage in {n_files} file{'s' * (n_files > 1)} (named above); expected none. Run `stofm corpus repair`."
-        )
+        n_files, copy = len({damage.path for damage in damages}), "" if corpus.where.local is not None else "Copy it to this machine. "
+        raise DataError(f"corpus {where}: found damage in {n_files} file{'s' * (n_files > 1)} (named above); expected none. "
+                        f"{copy}Run `stofm corpus repair`.")  # fmt: skip
     say(f"corpus {where}: whole, id {corpus.corpus_id[:12]}")
 
 

@@ -120,6 +120,17 @@ def test_a_shard_whose_sources_are_lost_is_left(folder):
     assert "not repaired: shard shard-00001" in outcome.stdout
 
 
+def test_a_shard_is_left_where_the_index_is_damaged_too(folder):
+    index, shard = folder / "views/tokens/index.parquet", one(folder, SHARD)
+    flip(index, 100)
+    flip(shard, 5000)
+    outcome = stofm("corpus", "repair", "corpus")
+    assert outcome.code == 2
+    assert [line.split(": ")[1] for line in outcome.stdout.splitlines() if line.startswith("left: ")] == [
+        path.relative_to(folder).as_posix() for path in (index, shard)
+    ]
+
+
 def test_an_edited_manifest_is_noticed(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["slices"][0]["n_cells"] += 1

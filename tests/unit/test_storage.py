@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from corpus.integrity import verify
 from corpus.loader import load
 from corpus.storage import Place
 from corpus.store import Corpus
 from corpus.stream import stream_view
 from corpus.view import View
-from stofm.errors import ConfigError, FormatError
+from stofm.errors import ConfigError, DataError, FormatError
+from tools.corpus import run_repair, run_verify
 
 BUCKET = "corpora"
 NGINX = """
@@ -200,6 +202,48 @@ def test_a_server_that_is_gone_is_named(monkeypatch):
     url = f"http://127.0.0.1:{free_port()}/tiny"
     with pytest.raises(FormatError, match=rf"{url}/manifest\.json: .*expected an answer in 4 tries. Check the server"):
         Corpus(url)
+
+
+def test_a_whole_corpus_elsewhere_is_said_to_be_whole(url, tiny_corpus, monkeypatch, capsys):
+    monkeypatch.setattr("corpus.storage.BLOCK_BYTES", 2**20 - 1)
+    run_verify(url)
+    assert f"corpus {url}: whole, id {tiny_corpus.corpus_id[:12]}" in capsys.readouterr().out
+
+
+def test_damage_elsewhere_is_named_as_on_this_machine(readable_corpus, tmp_path, capsys):
+    folder = shutil.copytree(readable_corpus, tmp_path / "tiny")
+    first, *_, last = sorted(Corpus(folder).token_view().places, key=lambda place: place.offset)
+    shard = folder / "views" / "tokens" / first.shard
+    data = bytearray(shard.read_bytes())
+    data[first.offset] ^= 4
+    shard.write_bytes(data[: last.offset + 100])
+    (folder / "gene_vocab.csv").write_text("")
+    (folder / "DATASHEET.md").write_bytes(b"\xff")
+    (folder / "slices" / "slice_1" / "cells.zarr.zip").unlink()
+    here = list(map(str, verify(Corpus(folder))))
+    assert [text.partition(", offset")[0] for text in here if "record" in text] == [
+        f"views/tokens/{shard.name}: record {place.key}" for place in (first, last)
+    ]
+    tmp_path.chmod(0o755)
+    process, url = serve(tmp_path, tmp_path)
+    with pytest.raises(DataError, match=r"damage in 4 files \(named above\); expected none. Copy it to this machine. Run `stofm corpus repair`"):
+        run_verify(f"{url}/tiny")
+    stop(process)
+    assert [line.removeprefix("damaged: ") for line in capsys.readouterr().out.splitlines() if line.startswith("damaged: ")] == here
+
+
+def test_a_network_that_is_lost_is_not_taken_for_damage(readable_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("corpus.storage.FIRST_WAIT_SECONDS", 0)
+    process, url = serve(readable_corpus.parent, tmp_path)
+    corpus = Corpus(f"{url}/tiny")
+    stop(process)
+    with pytest.raises(FormatError, match=r"expected an answer in 4 tries. Check the server"):
+        list(verify(corpus))
+
+
+def test_a_corpus_elsewhere_is_not_repaired(http):
+    with pytest.raises(ConfigError, match=rf"corpus {http}: found a URL; expected a folder of this machine. Copy the corpus first."):
+        run_repair(http)
 
 
 @pytest.mark.parametrize("url", ["carrier-pigeon://corpus"])
