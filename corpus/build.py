@@ -61,7 +61,7 @@ from corpus.store import CORPUS_KIND, TOKENS, Corpus, token_store
 from corpus.summary import Fates, fates_of, write_summary
 from corpus.tasks import Patience, Task, n_workers_of, run_tasks
 from stofm.durable import claim_folder, file_sha256, read_json, remove, sweep, write_json, write_text
-from stofm.errors import BadSlice, ConfigError, DataError
+from stofm.errors import BadSlice, ConfigError, DataError, located
 
 Advance = Callable[[str], None]  # names what was finished
 Track = Callable[[str, int], AbstractContextManager[Advance]]  # shows what is being done, and of how many things, while its block runs
@@ -385,6 +385,7 @@ def embedded_shards(corpus: Corpus, folder: Path, slice_id: str, embed_cells: Em
     made_from = {"corpus": corpus.corpus_id, "encoder": encoder_id}
     if commit.is_file() and (found := read_json(commit))["made_from"] == made_from:
         return [Shard.from_json(shard) for shard in found["shards"]]
-    shards = write_shards(folder, slice_id, embedded_records(corpus.gene_scale(slice_id), embed_cells, corpus.scales))
+    with located(f"slice {slice_id!r}"):
+        shards = write_shards(folder, slice_id, embedded_records(corpus.gene_scale(slice_id), embed_cells, corpus.scales))
     write_json(commit, {"made_from": made_from, "shards": [asdict(shard) for shard in shards]})
     return shards

@@ -19,6 +19,7 @@ from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
 from corpus.sub_slices import SubSlice, SubSliceConfig, cut_sub_slices
 from corpus.virtual_cells import VirtualCellConfig, VirtualCells, make_virtual_cells
 from stofm.config import FrozenModel
+from stofm.errors import DataError
 from stofm.fields import (
     CELL_EMBEDDINGS,
     COORDS_UM,
@@ -107,7 +108,7 @@ def embedded_records(scale: GeneScale, embed_cells: EmbedCells, config: ScaleCon
     if config.scheme == "published":
         yield from _published_records(scale, embed_cells)
         return
-    embeddings = embed_cells(scale.tokens).astype(np.float16)  # rounded before the virtual cells are made from them
+    embeddings = _embeddings_of(scale, embed_cells).astype(np.float16)  # rounded before the virtual cells are made from them
     virtual = make_virtual_cells(scale.coords_um, embeddings.astype(np.float32), config.virtual_cells)
     for one in cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices.for_training):
         yield {ROWS: scale.rows[one.rows].astype(np.uint32), **sub_slice_arrays(scale, embeddings, virtual, one)}, len(one.rows), 0
@@ -116,7 +117,7 @@ def embedded_records(scale: GeneScale, embed_cells: EmbedCells, config: ScaleCon
 def _published_records(scale: GeneScale, embed_cells: EmbedCells) -> Iterator[Record]:
     """Yield the records of `scheme: published`, cells in the order of the file; see `corpus.published_scheme`."""
     order = np.argsort(scale.rows)
-    rows, embeddings = scale.rows[order].astype(np.uint32), embed_cells(scale.tokens)[order]
+    rows, embeddings = scale.rows[order].astype(np.uint32), _embeddings_of(scale, embed_cells)[order]
     published = extract_published(scale.coords_um[order], embeddings)
     for members in published.sub_slices:
         arrays = {
@@ -129,6 +130,18 @@ def _published_records(scale: GeneScale, embed_cells: EmbedCells) -> Iterator[Re
             VIRTUAL_SIZES: published.virtual.sizes.astype(np.uint32),
         }
         yield arrays, len(members), 0
+
+
+def _embeddings_of(scale: GeneScale, embed_cells: EmbedCells) -> FloatArray:
+    """Embed the cells of a slice; `DataError` unless every one gets numbers, for rows are joined by their order alone."""
+    embeddings = embed_cells(scale.tokens)
+    if len(embeddings) != len(scale.rows):
+        raise DataError(f"cell embeddings: found {len(embeddings)} rows; expected {len(scale.rows)}, one a cell. Correct the encoder.")
+    n_bad = int((~np.isfinite(embeddings)).any(axis=1).sum())
+    if n_bad:
+        raise DataError(f"cell embeddings: found NaN or infinity in {n_bad} of {len(scale.rows)} cells; expected numbers. "
+                        "Check the weights of the cell encoder.")  # fmt: skip
+    return embeddings
 
 
 def sub_slice_arrays(scale: GeneScale, embeddings: FloatArray, virtual: VirtualCells, sub_slice: SubSlice) -> dict[str, np.ndarray]:

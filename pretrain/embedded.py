@@ -23,8 +23,15 @@ from stofm.weights import tensors_sha256
 def embedded_view(
     corpus: Corpus, encoder: CellEncoder, folder: Path, accelerator: Accelerator, callbacks: Callbacks, *, encoder_id: str | None = None
 ) -> View:
-    """Embed the corpus with an encoder, by default the finished one of the run, unless that was done before; every process a share of it."""
+    """Embed the corpus with an encoder, by default the finished one of the run, unless that was done before; every process a share of it.
+
+    Raises
+    ------
+    CheckpointError
+        If the view that stands there is of another encoder or another corpus.
+    """
     encoder_id = encoder_id or tree_digest(folder.parent.parent / "cell_encoder")
+    made_from = {"encoder": encoder_id, "corpus": corpus.corpus_id}
     if not (folder / "view.json").is_file():
         encoder.to(accelerator.device)
 
@@ -41,9 +48,14 @@ def embedded_view(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shards = [shard for slice_id in corpus.slice_ids for shard in shards_of(slice_id)]  # all of them stand now
-            write_view(folder, shards, made_from={"encoder": encoder_id, "corpus": corpus.corpus_id})
+            write_view(folder, shards, made_from=made_from)
         accelerator.wait_for_everyone()
-    return View(folder)
+    view = View(folder)
+    if view.meta["made_from"] != made_from:
+        raise CheckpointError(
+            f"view {folder}: found embeddings of another encoder or corpus; expected those of this run. Remove it, and it is made again."
+        )
+    return view
 
 
 def refreshed_view(corpus: Corpus, encoder: CellEncoder, views: Path, border: int, step: int, accelerator: Accelerator, callbacks: Callbacks) -> View:

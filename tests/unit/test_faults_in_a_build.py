@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata
@@ -37,7 +38,21 @@ def with_flipped_bytes(path: Path, good: Path) -> None:
     path.write_bytes(data)
 
 
-# Faults of files, beside those of tables in REFUSED: how each comes about, its code, what the record says
+def changed(path: Path, good: Path, change: Callable[[anndata.AnnData], None]) -> None:
+    table = anndata.read_h5ad(good)
+    change(table)
+    table.write_h5ad(path)
+
+
+def license_otherwise(table: anndata.AnnData) -> None:
+    table.uns["provenance"]["license"] = "none of yours"
+
+
+def name_genes_as_nobody_does(table: anndata.AnnData) -> None:
+    table.var_names = [*table.var_names[:5], *(f"probe-{number}" for number in range(5, table.n_vars))]
+
+
+# Faults of files, and those that a build alone looks for, beside those of tables in REFUSED: how each comes about, its code, what the record says
 OF_FILES = {
     "missing": (lambda path, good: None, "INPUT_MISSING", "no such file"),
     "text": (lambda path, good: path.write_text("cell,gene\n"), "INPUT_UNREADABLE", "not readable as AnnData"),
@@ -46,7 +61,8 @@ OF_FILES = {
     "HDF5 of something else": (lambda path, good: hdf5_of_something_else(path), "INPUT_UNREADABLE", "not readable as AnnData"),
     "empty folder": (lambda path, good: path.mkdir(), "INPUT_UNREADABLE", "not readable as AnnData"),
     "another file than was meant": (lambda path, good: shutil.copy(good, path), "INPUT_CHANGED", "expected 00000"),
-    "a licence that is not allowed": (lambda path, good: shutil.copy(good, path), "LICENSE", "found licence 'none of yours'"),
+    "a licence that is not allowed": (lambda path, good: changed(path, good, license_otherwise), "LICENSE", "found licence 'none of yours'"),
+    "genes that nobody knows": (lambda path, good: changed(path, good, name_genes_as_nobody_does), "VOCAB", "5 of 30 genes with counts map to human"),
 }  # fmt: skip
 MEANT = {"another file than was meant": "0" * 64}
 
@@ -88,10 +104,6 @@ def among_faults(good_paths, tmp_path_factory) -> Corpus:
         (table if spoilt is None else spoilt).write_h5ad(folder / f"{name_of(fault)}.h5ad")
     for fault, (make, *_) in OF_FILES.items():
         make(folder / f"{name_of(fault)}.h5ad", good_paths[1])
-    licensed = folder / "a_licence_that_is_not_allowed.h5ad"
-    table = anndata.read_h5ad(licensed)
-    table.uns["provenance"]["license"] = "none of yours"
-    table.write_h5ad(licensed)
     specs += [SliceSpec(path=str(folder / f"{name_of(fault)}.h5ad"), sha256=MEANT.get(fault)) for fault in [*REFUSED, *OF_FILES]]
     return build_corpus(config_of([*specs, SliceSpec(path=str(good_paths[1]))], folder / "corpus"))
 
