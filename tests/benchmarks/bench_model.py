@@ -55,7 +55,7 @@ class Size:
 
 LARGE = (2_500, 5_000, 10_000, 20_000)
 FULLY = Size(n_cells=1000, n_virtual=49, batches=(1, 4), n_forward=(5, 2), n_training=(2, 1), n_large=LARGE, alone=IN_BOTH_WAYS)  # 5 minutes
-TINY = Size(n_cells=30, n_virtual=3, batches=(1, 2), n_forward=(1, 1), n_training=(1, 1), n_large=(60,), alone=((FORWARD, OURS),))
+TINY = Size(n_cells=30, n_virtual=3, batches=(1, 2), n_forward=(1, 1), n_training=(1, 1), n_large=(60,), alone=())
 OF_LARGE_MEMORY = 10_000  # cells for which MOST_GB is asked
 
 
@@ -325,7 +325,6 @@ def test_bench_runs_tiny() -> None:
     found = measure(TINY)
     assert all(len(rounds) == 1 for of_way in found.seconds.values() for rounds in of_way.values())
     assert equal_enough(found)
-    assert min(found.megabytes.values()) > 0
     assert min(gigabytes for _, gigabytes in found.large.values()) > 0
 
 

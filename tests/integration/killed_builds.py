@@ -3,7 +3,7 @@
 python killed_builds.py CONFIG OUT N_KILLS SEED
 
 A build that ended before its time came is begun anew in an empty folder, so that every kill hits one at work. At last it runs to its end.
-Prints how many kills hit, and at how many different states of the folder.
+Beside it, OUT-whole is the corpus of a build that was never killed. Prints how many kills hit, and at how many different states of the folder.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def seconds_of(words: list[str]) -> float:
 if __name__ == "__main__":
     config, out, n_kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     words, rng, n_hits, states = ["build", config, f"out={out}"], random.Random(seed), 0, set()
-    whole = seconds_of(words)
-    shutil.rmtree(out)
+    whole = seconds_of(["build", config, f"out={out}-whole"])
     while n_hits < n_kills:
         child = start(words)
         time.sleep(rng.uniform(0, whole))

@@ -75,29 +75,6 @@ def real_model(shared_data, tmp_path_factory) -> Path:
     return keen(here / "run/model", here / "model")
 
 
-@pytest.fixture(params=[*SIMULATED, *REAL])
-def slice_and_model(request, simulated_paths, tiny_model) -> tuple[anndata.AnnData, Path, float]:
-    if request.param == "simulated":
-        return anndata.read_h5ad(simulated_paths[0]), tiny_model, 1.0
-    if request.param == "hexagonal":
-        return hexagonal(), tiny_model, 1.0
-    data = request.getfixturevalue("shared_data") / "data"
-    file, um_per_unit = REAL[request.param]
-    return cropped(data / file, 1200), request.getfixturevalue("real_model"), um_per_unit
-
-
-@pytest.fixture
-def embed(tmp_path) -> Callable[..., dict[str, anndata.AnnData]]:
-    def embed_tables(tables: dict[str, anndata.AnnData], model: Path, um_per_unit: float) -> dict[str, anndata.AnnData]:
-        paths = {name: tmp_path / f"{name.replace(' ', '_')}.h5ad" for name in tables}
-        for name, table in tables.items():
-            table.write_h5ad(paths[name])
-        succeed("embed", *paths.values(), "--model", model, "--out", tmp_path / "out", "--um-per-unit", um_per_unit)
-        return {name: anndata.read_h5ad(tmp_path / "out" / path.name) for name, path in paths.items()}
-
-    return embed_tables
-
-
 def moved(table: anndata.AnnData, move: Callable[[np.ndarray], np.ndarray]) -> anndata.AnnData:
     other = table.copy()
     other.obsm["spatial"] = move(np.asarray(table.obsm["spatial"], dtype=np.float64))
@@ -111,25 +88,44 @@ def cosine_distance(one: anndata.AnnData, other: anndata.AnnData) -> np.ndarray:
     return np.where(lengths > 0, 1 - (x * y).sum(axis=1) / np.where(lengths > 0, lengths, 1), 0.0)
 
 
-def test_turning_shifting_or_mirroring_a_slice_leaves_every_embedding(slice_and_model, embed):
-    table, model, um_per_unit = slice_and_model
-    tables = {"as it lies": table} | {name: moved(table, move) for name, move in MOVES.items()} | {"stretched": moved(table, lambda xy: xy * 1.5)}
-    embedded = embed(tables, model, um_per_unit)
-    usual = embedded["as it lies"]
+@pytest.fixture(scope="module", params=[*SIMULATED, *REAL])
+def embedded(request, simulated_paths, tiny_model, tmp_path_factory) -> dict[str, anndata.AnnData]:
+    """What comes back of a slice as it is filed, moved, stretched, and with its rows permuted."""
+    model, um_per_unit, here = tiny_model, 1.0, tmp_path_factory.mktemp(request.param)
+    if request.param == "simulated":
+        table = anndata.read_h5ad(simulated_paths[0])
+    elif request.param == "hexagonal":
+        table = hexagonal()
+    else:
+        file, um_per_unit = REAL[request.param]
+        model, table = request.getfixturevalue("real_model"), cropped(request.getfixturevalue("shared_data") / "data" / file, 1000)
+    tables = {"as filed": table} | {name: moved(table, move) for name, move in MOVES.items()}
+    tables |= {"stretched": moved(table, lambda xy: xy * 1.5), "permuted": table[permutation(table)].copy()}
+    paths = {name: here / f"{name.replace(' ', '_')}.h5ad" for name in tables}
+    for name, one in tables.items():
+        one.write_h5ad(paths[name])
+    succeed("embed", *paths.values(), "--model", model, "--out", here / "out", "--um-per-unit", um_per_unit)
+    return {name: anndata.read_h5ad(here / "out" / path.name) for name, path in paths.items()}
+
+
+def permutation(table: anndata.AnnData) -> np.ndarray:
+    return np.random.default_rng(0).permutation(table.n_obs)
+
+
+def test_turning_shifting_or_mirroring_a_slice_leaves_every_embedding(embedded):
+    usual = embedded["as filed"]
     n_changed = {name: int((cosine_distance(usual, embedded[name]) > 1e-5).sum()) for name in MOVES}
     # Only cells that agree in place along a cut and in content may change sides: spots of equal counts.
-    _, n_alike = np.unique(content_keys(table.X.tocsr()), return_counts=True)
+    _, n_alike = np.unique(content_keys(usual.X.tocsr()), return_counts=True)
     n_ties = int(n_alike[n_alike > 1].sum())
-    print(f"cells whose embedding changed, by move: {n_changed}; cells with a twin: {n_ties} of {table.n_obs}")
+    print(f"cells whose embedding changed, by move: {n_changed}; cells with a twin: {n_ties} of {usual.n_obs}")
     assert max(n_changed.values()) == 0
     assert (cosine_distance(usual, embedded["stretched"]) > 1e-5).mean() > 0.5, "distances do enter"
 
 
-def test_permuting_the_rows_permutes_the_embeddings_and_nothing_else(slice_and_model, embed):
-    table, model, um_per_unit = slice_and_model
-    order = np.random.default_rng(0).permutation(table.n_obs)
-    embedded = embed({"as filed": table, "permuted": table[order].copy()}, model, um_per_unit)
-    usual, permuted = embedded["as filed"][order], embedded["permuted"]
+def test_permuting_the_rows_permutes_the_embeddings_and_nothing_else(embedded):
+    usual, permuted = embedded["as filed"], embedded["permuted"]
+    usual = usual[permutation(usual)]
     np.testing.assert_allclose(permuted.obsm["X_stofm"], usual.obsm["X_stofm"], atol=1e-6, rtol=0)
     assert permuted.obs.equals(usual.obs)
     assert permuted.var.equals(usual.var)

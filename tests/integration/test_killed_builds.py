@@ -11,8 +11,6 @@ import pytest
 from cli import contents, write_yaml
 from synth import corpus_config
 
-from corpus.build import build_corpus
-
 
 def kill_and_finish(config: Path, out: Path, n_kills: int) -> tuple[int, int]:
     """Kill a build this many times, then let it end; returns kills that hit, and how many states of the folder they left."""
@@ -33,13 +31,12 @@ def kill_and_finish(config: Path, out: Path, n_kills: int) -> tuple[int, int]:
 def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(n_kills, simulated_paths, tmp_path):
     spoilt = tmp_path / "spoilt.h5ad"
     spoilt.write_bytes(simulated_paths[0].read_bytes()[:5000])
-    settings = corpus_config([*simulated_paths, spoilt], tmp_path / "whole")
-    build_corpus(settings)
+    settings = corpus_config([*simulated_paths, spoilt], tmp_path / "killed")
     config = write_yaml(tmp_path / "build.yaml", settings.model_dump(mode="json"))
     n_hits, n_states = kill_and_finish(config, tmp_path / "killed", n_kills)
     assert n_hits == n_kills
     assert n_states > 1
-    whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")
+    whole, killed = contents(tmp_path / "killed-whole"), contents(tmp_path / "killed")
     assert {name: digest for name, digest in killed.items() if name != "config.yaml"} == {
         name: digest for name, digest in whole.items() if name != "config.yaml"
     }
