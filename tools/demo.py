@@ -77,7 +77,7 @@ def pretrain_config(corpus: Path, out: Path, *, seed: int) -> PretrainConfig:
         out=str(out),
         seed=seed,
         cell_encoder=CellEncoderConfig(n_layers=2, width=128, ffn_dim=256),
-        encoder_stage=EncoderStageConfig(epochs=2, optim=OptimConfig(lr=1e-3)),
+        encoder_stage=EncoderStageConfig(epochs=1, optim=OptimConfig(lr=1e-4)),
         se2_transformer=SE2TransformerConfig(n_layers=2),
         se2_stage=SE2StageConfig(epochs=8, optim=OptimConfig(lr=1e-3)),
         log_every=1,
