@@ -130,10 +130,6 @@ def colour_by_a_gene(page: Page) -> None:
     page.wait_for_function("document.querySelector('#map').dataset.column.startsWith('gene:')")
 
 
-def test_bench_runs_tiny(tmp_path: Path) -> None:
-    assert measure(tmp_path, TINY)["MB"][0] < MOST_MB
-
-
 @pytest.mark.slow
 def test_a_million_cells_are_explored_from_one_file(tmp_path: Path) -> None:
     found = measure(tmp_path, FULLY)

@@ -77,7 +77,6 @@ MOMENTS: dict[str, Callable[[], None]] = {
 # What is done to each run; a run killed more than once is started again after each.
 RUNS: dict[str, list[str]] = {
     "never": [],
-    "in the joint stage": ["joint step 3", "joint step 6"],
     "again and again": list(MOMENTS),
 }
 

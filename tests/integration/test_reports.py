@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from annotated import write_annotated
+from bench_report import MOST_MB, TINY, measure
 from browser import chromium, keep, opened, pixels, share_of
 from cli import succeed
 
@@ -100,6 +101,11 @@ def page(both_maps):
 def settled(page) -> None:
     """Wait until what was asked for is drawn."""
     page.evaluate("new Promise(done => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 150))")
+
+
+def test_the_benchmark_of_reports_runs_tiny(tmp_path):
+    """Here, where what reports are drawn with is compiled anyway; and first, for there is one browser at a time."""
+    assert measure(tmp_path, TINY)["MB"][0] < MOST_MB
 
 
 @pytest.mark.parametrize("kind", KINDS)
