@@ -46,7 +46,6 @@ PCA, PCA_NEIGHBORS, ORACLE = "PCA", "PCA + neighbour mean", "order of the true t
 FEATURES = (PCA, PCA_NEIGHBORS, *MODELS, ORACLE)
 MOST = (list(MODELS)[-1],)  # the model that has all there is
 N_SEEDS, N_HELD_OUT = 3, 2
-SQUIDPY = pytest.mark.filterwarnings("ignore:.*is not a valid key:SyntaxWarning")  # docrep, when squidpy is imported
 
 
 @dataclass(frozen=True)
@@ -116,14 +115,12 @@ def held_out_f1(features: list[np.ndarray], regions: list[np.ndarray]) -> float:
     return float(np.mean([score_labels(true, most_probable(probe.classes, probe.predict_proba(one))).macro_f1 for one, true in held_out]))
 
 
-@SQUIDPY
 def test_bench_runs_tiny(tmp_path: Path) -> None:
     scores = region_scores(tmp_path, seed=0, size=TINY)
     assert set(scores) == {PCA, PCA_NEIGHBORS, *MOST, ORACLE}
     assert all(0 <= score <= 1 for score in scores.values())
 
 
-@SQUIDPY
 @pytest.mark.slow
 def test_the_signal_is_in_directions_alone(tmp_path: Path) -> None:
     threads = torch.get_num_threads()

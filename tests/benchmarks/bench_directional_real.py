@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from bench_directional import MODELS, MOST, SQUIDPY
+from bench_directional import MODELS, MOST
 from report import write_report
 
 from corpus.build import CorpusConfig, build_corpus
@@ -54,14 +54,12 @@ def scores_of(specs: Sequence[SliceSpec], folder: Path, seed: int, *, epochs: fl
     return means.unstack("task")  # rows: baselines, then models
 
 
-@SQUIDPY
 def test_bench_runs_tiny(simulated_paths: list[Path], tmp_path: Path) -> None:
     scores = scores_of([SliceSpec(path=str(path)) for path in simulated_paths[::2]], tmp_path, 0, epochs=0.2, models=MOST)
     assert set(MOST) < set(scores.index)
     assert scores.stack().between(0, 1).all()
 
 
-@SQUIDPY
 @pytest.mark.slow
 def test_what_directions_add_on_real_slices(shared_data: Path, tmp_path: Path) -> None:
     specs = [SliceSpec(path=str(shared_data / "data" / f"{name}.h5ad"), um_per_unit=UM_PER_UNIT) for name in SLICES]

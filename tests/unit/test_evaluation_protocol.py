@@ -14,8 +14,6 @@ from downstream.evaluate import EvaluateConfig, TaskConfig, evaluate
 from downstream.splits import SplitConfig
 from stofm.errors import ConfigError, DataError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is not a valid key:SyntaxWarning")  # docrep, when squidpy is imported
-
 
 def config_of(paths: list[Path], model: Path, out: Path, *, by: str = "slice", **settings: object) -> EvaluateConfig:
     task = TaskConfig(name="regions", task="region", slices=[{"path": str(path)} for path in paths], split=SplitConfig(by=by))  # type: ignore[list-item, arg-type]
