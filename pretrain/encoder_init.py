@@ -73,8 +73,13 @@ def set_start(encoder: CellEncoder, sample: list[GeneTokens], *, n_genes: int, c
         layer.attention.output.dense.weight.zero_()
         layer.output.dense.weight.zero_()
     attentions: list[Any] = [layer.attention for layer in bert.encoder.layer[:2]]
+    for attention in attentions:  # all tokens alike, all they hold
+        for linear in (attention.self.query, attention.self.key):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        nn.init.eye_(attention.self.value.weight)
     if len(attentions) == 2:
-        _count(attentions[0])
+        attentions[0].output.dense.weight[COUNT, EARLY] = 1  # the mean of the tokens' first logarithm
     _attend_by_rank(attentions[-1], counts=len(attentions) == 2)
 
     encoder.eval()
@@ -103,35 +108,24 @@ def _mean_log_rank(n_genes: FloatArray) -> FloatArray:
     return (gammaln(n_genes + STEEP) - gammaln(STEEP) - math.log(OF_ITSELF) / POWER) / (n_genes + 1)
 
 
-def _count(attention: Any) -> None:
-    """Set an attention layer, transformers' BertAttention, to hand on the mean of the tokens' rank dimension."""
-    read = attention.self
-    for linear in (read.query, read.key):
-        linear.weight.zero_()
-        linear.bias.zero_()
-    nn.init.eye_(read.value.weight)
-    attention.output.dense.weight[COUNT, EARLY] = 1
-
-
 def _attend_by_rank(attention: Any, *, counts: bool) -> None:
-    """Set an attention layer to weigh tokens as `rank_weights` says, by the count or as for `TYPICAL` genes, and to hand on all that genes use."""
+    """Set an attention layer, transformers' BertAttention, whose queries and keys are zero, to weigh tokens as `rank_weights` says.
+
+    It goes by the count, or as for `TYPICAL` genes, and hands on all that genes use.
+    """
     read = attention.self
     width = len(read.query.bias)
     unit, mean = UNIT * width**0.5, width**-0.5  # after a layer norm of a vector that is hardly more than its constant: scale, and what it takes off
     few, many = _mean_log_rank(np.array([FEW, MANY], float))
-    # The share of the flat weight is `fixed`, and `per_count` times the count that `_count` left; that of the steep one is the rest.
+    # The share of the flat weight is `fixed`, and `per_count` times the count that the layer before left; that of the steep one is the rest.
     per_count = 1 / (unit * (many - few)) if counts else 0.0
     fixed = (2 * mean / unit - few) / (many - few) if counts else float(share_of_flat(np.array(float(TYPICAL))))
-    for linear in (read.query, read.key):
-        linear.weight.zero_()
-        linear.bias.zero_()
     for first in range(0, width, read.attention_head_size):
         for place, dimension, sign in ((first, EARLY, -1), (first + 1, LATE, 1)):
             scale = -POWER * read.attention_head_size**0.5
             read.query.weight[place, COUNT] = scale * sign * per_count
             read.query.bias[place] = scale * (sign * fixed + (dimension == EARLY))
             read.key.weight[place, dimension] = 1 / unit
-    nn.init.eye_(read.value.weight)
     nn.init.eye_(attention.output.dense.weight)
     attention.output.dense.weight[:N_OWN] = 0
 

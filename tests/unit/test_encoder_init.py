@@ -113,5 +113,5 @@ def test_an_untrained_layer_more_changes_nothing(tiny_corpus: Corpus) -> None:
     found = []
     for n_layers in (2, 4):
         _, embeddings = started(tiny_corpus, n_layers=n_layers, width=32)
-        found.append(embeddings @ embeddings.T)  # the head's own basis is random
+        found.append(embeddings @ embeddings.T)
     np.testing.assert_allclose(found[0], found[1], atol=0.02)
