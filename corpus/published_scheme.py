@@ -22,6 +22,7 @@ from scipy.spatial import cKDTree
 
 from corpus.slice import FloatArray, IntArray
 from corpus.virtual_cells import VirtualCells, virtual_cells_of
+from stofm.compiled import keep_umap_compiled
 from stofm.errors import BadSlice
 
 DIAGONAL = 100.0  # of the bounding box, after scaling
@@ -123,6 +124,7 @@ def _clusters(places: FloatArray, embeddings: FloatArray) -> IntArray:
     from anndata import AnnData
     from sklearn.decomposition import PCA
 
+    keep_umap_compiled()  # by which scanpy weighs neighbours
     n = len(places)
     if n <= 2:
         return np.zeros(n, np.int64)

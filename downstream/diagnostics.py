@@ -10,6 +10,7 @@ import pandas as pd
 
 from corpus.slice import FloatArray, StrArray
 from downstream.calibration import N_BINS, expected_calibration_error
+from stofm.compiled import keep_umap_compiled
 
 N_NEIGHBORS = 6
 
@@ -107,6 +108,7 @@ def umap_places(features: FloatArray, *, n_cells: int, seed: int = 0) -> tuple[n
     import anndata
     import scanpy
 
+    keep_umap_compiled()
     rows = np.flatnonzero(np.isfinite(features).all(axis=1))
     if len(rows) > n_cells:
         rows = np.sort(np.random.default_rng(seed).choice(rows, n_cells, replace=False))
