@@ -27,7 +27,7 @@ from stofm.gene_tokens import GeneTokens
 
 MOST_SLICES, CELLS_PER_SLICE, AXES_PER_SLICE = 200, 1500, 30
 CELLS_TO_CENTRE = 32  # of every slice
-STEEP, FLAT, POWER = 3.0, 300.0, 0.5  # a rank weighs (rank + s) ** -POWER; s is STEEP in cells of few genes, FLAT in those of many
+STEEP, FLAT, POWER = 3.0, 30.0, 0.5  # a rank weighs (rank + s) ** -POWER; s is STEEP in cells of few genes, FLAT in those of many
 FEW, MANY = 20, 2000  # genes of such cells; between them the two weights are mixed
 TYPICAL = 65  # genes of the cells that an encoder of one layer is made for, for it cannot count
 OF_ITSELF = 4.0  # what `<cls>` weighs beside its genes, so that a cell of few genes stays nearer to the middle
@@ -148,8 +148,9 @@ def rank_axes(slices: list[GeneTokens], n_genes: int, *, n_axes: int) -> FloatAr
     """Return the leading principal axes of ranks within slices, (G, n_axes) float64, orthonormal, the first one first.
 
     A cell's genes have weights that fall with their rank (`rank_weights`), of length 1 together, so that a cell counts the same however many genes it
-    expresses. Every slice gives its own leading axes, each as long as its spread is beside that of the slice's first; so slices weigh
-    the same however many cells, genes or how much noise they have (as tables do in multiple factor analysis, Escofier and Pages 1994).
+    expresses. Every slice gives its own leading axes, each as long as the root of its spread beside that of the slice's first; so slices weigh
+    the same however many cells, genes or how much noise they have, and what slices share comes first. With the spread itself it would be
+    multiple factor analysis (Escofier and Pages 1994), with none generalised canonical correlation (Kettenring 1971).
     """
     of_slices = [axes for tokens in slices if len(axes := _axes_of_slice(tokens, n_genes))]
     if not of_slices:
@@ -163,7 +164,7 @@ def rank_axes(slices: list[GeneTokens], n_genes: int, *, n_axes: int) -> FloatAr
 
 
 def _axes_of_slice(tokens: GeneTokens, n_genes: int) -> FloatArray:
-    """Leading principal axes of one slice, (at most 30, G), each times its spread over that of the first; none if cells are alike."""
+    """Leading principal axes of one slice, (at most 30, G), as long as the roots of their spreads over that of the first; none if cells are alike."""
     n_cells, lengths = len(tokens.lengths), tokens.lengths
     rank = np.arange(len(tokens.tokens)) - np.repeat(tokens.offsets[:-1], lengths)
     weight = rank_weights(rank.astype(float), np.repeat(lengths, lengths).astype(float))
@@ -181,7 +182,7 @@ def _axes_of_slice(tokens: GeneTokens, n_genes: int) -> FloatArray:
         dtype=np.float64,
     )
     _, spreads, axes = svds(centred, k=n_axes, v0=np.random.default_rng(0).standard_normal(min(matrix.shape)))
-    return (spreads / spreads.max())[:, None] * axes
+    return np.sqrt(spreads / spreads.max())[:, None] * axes
 
 
 def _sample(corpus: Corpus, seed: int) -> list[GeneTokens]:

@@ -27,6 +27,7 @@ from pretrain.measure import evaluating
 from pretrain.model_card import model_card
 from pretrain.objectives import SE2Objectives
 from pretrain.run_log import read_run_log, steps_of
+from pretrain.se2_init import start_from_surroundings
 from pretrain.stages import Stage, encoder_stage, records_of, se2_stage
 from pretrain.stopping import stop_requests
 from pretrain.trackers import require_trackers
@@ -81,6 +82,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     view = embedded_view(corpus, encoder, folder / "views" / "embedded", accelerator, callbacks)
     torch.manual_seed(config.seed + 1)
     transformer = SE2Transformer(config.se2_transformer)
+    start_from_surroundings(transformer, view, seed=config.seed)
 
     def probe() -> dict[str, float]:
         with evaluating(encoder, transformer):

@@ -1,0 +1,113 @@
+"""Where an SE(2) transformer that is trained from scratch starts: telling what a cell is, what its neighbours are, and what the tissue is around it.
+
+A randomly started transformer mixes all of this anew, and loses more of it than minutes of training bring back. So it starts as what its
+own parts can compute of means: heads that attend by distance alone, each handing on some axes to dimensions of its own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corpus.slice import FloatArray
+from corpus.view import View
+from pretrain.data import generator
+from stofm.fields import CELL_EMBEDDINGS, EMBEDDING_DIM
+from stofm.pair_bias import REACH_UM, PairBias
+from stofm.se2_transformer import SE2Layer, SE2Transformer
+
+MOST_RECORDS = 200
+N_NEAR, MOST_RINGS = 32, 2  # axes of the neighbours' mean, and of the means of means that further layers make
+N_TISSUE = 8  # axes that each head hands on that reads virtual cells
+NEIGHBORS_ALONE = -8.0  # bias of whatever else the head of neighbours could attend to
+
+
+@torch.no_grad()
+def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: int) -> None:
+    """Set an untrained transformer to tell of every cell, each in dimensions of its own, what can be read off its surroundings by means.
+
+    - The cell's own embedding, on most of its axes.
+    - The leading axes of its neighbours' mean, which head 0 of the first layer finds; and of the mean of that, by the second layer's.
+    - Leading axes of the virtual cells around it, at the reaches of the heads that read them.
+
+    Attention goes by the pair bias alone until keys are learned; what other heads and the feed-forward layers add starts at zero.
+
+    Parameters
+    ----------
+    view : View
+        Of the corpus as the encoder embeds it; the axes are found on some of its sub-slices.
+    """
+    embeddings = _sample(view, seed)
+    if embeddings is None:
+        return
+    middle, axes = embeddings
+    layers: list[SE2Layer] = list(transformer.layers)  # type: ignore[arg-type]
+    of_head = EMBEDDING_DIM // transformer.config.n_heads
+    rings = [min(N_NEAR, of_head)] * min(MOST_RINGS, len(layers))
+    tissue = {head: min(N_TISSUE, of_head) for head in range(1, transformer.config.n_heads, 2)}
+    n_own = EMBEDDING_DIM - sum(rings) - sum(tissue.values())
+
+    own = nearest_basis(axes[:, :n_own])  # (256, n_own)
+    read = transformer.embedding_layer
+    read.weight.zero_()[:n_own] = own.mT
+    read.bias.zero_()[:n_own] = -(middle @ own) * EMBEDDING_DIM**0.5
+    for layer in layers:
+        for linear in (layer.self_attn.k_proj, layer.self_attn.out_proj, layer.fc2):
+            linear.weight.zero_()
+            linear.bias.zero_()
+    leading = own.mT @ axes[:, :N_NEAR]  # (n_own, 32), from the cell's own dimensions
+    place = n_own
+    for number, n_axes in enumerate(rings):
+        _hand_on(layers[number], 0, leading[:, :n_axes] if not number else torch.eye(n_axes), place, start=0 if not number else place - n_axes)
+        place += n_axes
+    for head, n_axes in tissue.items():
+        _hand_on(layers[0], head, leading[:, :n_axes], place, start=0)
+        place += n_axes
+    _attend_to_neighbors(transformer.pair_bias)  # type: ignore[arg-type]
+
+
+def nearest_basis(axes: Tensor) -> Tensor:
+    """Turn orthonormal axes, (D, k), within what they span, to lie as near as can be to the first k dimensions.
+
+    So dimensions of an embedding stay what they are. Along principal axes they would all be stretched alike by a head that
+    scales its features, and those of little spread are mostly noise.
+    """
+    left, _, right = torch.linalg.svd(axes[: axes.shape[1]])
+    return axes @ (left @ right).mT
+
+
+def _hand_on(layer: SE2Layer, head: int, axes: Tensor, place: int, *, start: int) -> None:
+    """Let a head hand on axes, (n, k), of the dimensions from `start` on, to those from `place` on, in what it adds."""
+    n, k = axes.shape
+    attention = layer.self_attn
+    first = head * (EMBEDDING_DIM // attention.n_heads)
+    attention.v_proj.weight[first : first + k] = 0
+    attention.v_proj.weight[first : first + k, start : start + n] = axes.mT
+    attention.out_proj.weight[place : place + k, first : first + k] = torch.eye(k)
+
+
+def _attend_to_neighbors(bias: PairBias) -> None:
+    """Let biases be those of the reaches alone, and head 0 attend to all neighbours alike and to nothing else."""
+    for parameter in bias.mlp[-1].parameters():
+        parameter.zero_()
+    bias.log_reach_um[0] = math.log(REACH_UM[1])
+    for constant in (bias.apart, bias.itself, bias.with_virtual):
+        constant[0] = NEIGHBORS_ALONE
+
+
+def _sample(view: View, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Middle, (256,), and principal axes, (256, 256), first one first, of the embeddings within sub-slices, each of which counts the same."""
+    total, means = np.zeros((EMBEDDING_DIM, EMBEDDING_DIM)), []
+    for record in np.sort(generator(seed, 2).permutation(len(view))[:MOST_RECORDS]):
+        embeddings: FloatArray = view.read(int(record))[CELL_EMBEDDINGS].astype(np.float64)
+        means.append(embeddings.mean(axis=0))
+        centred = embeddings - means[-1]
+        if (spread := float((centred**2).sum())) > 0:
+            total += centred.T @ centred / spread
+    if not total.any():
+        return None
+    axes = np.linalg.eigh(total)[1][:, ::-1].copy()
+    return torch.from_numpy(np.mean(means, axis=0)).float(), torch.from_numpy(axes).float()
