@@ -50,18 +50,31 @@ def find_pairs(batch: SubSliceBatch, *, n_neighbors: int) -> Pairs:
     A cell's neighbours are its `n_neighbors` nearest and whatever ties with the last of them; two cells are a pair if
     either is the other's neighbour. So the pairs do not depend on the order of the cells.
     """
-    N = batch.is_padding.shape[1]
-    if N <= MOST_BY_MATRIX and batch.coords_um.device.type != "cpu":
+    N, device = batch.is_padding.shape[1], batch.coords_um.device
+    if N <= MOST_BY_MATRIX and device.type != "cpu":
         b, i, j = _by_matrix(batch, n_neighbors)
-    else:
-        arrays = [x.detach().cpu().numpy() for x in (batch.coords_um, batch.is_cell, batch.is_virtual, batch.is_padding)]
-        pairs_of = _by_rows if N <= MOST_BY_MATRIX else _by_tree
-        firsts, seconds = zip(*(pairs_of(*one, n_neighbors=n_neighbors) for one in zip(*arrays, strict=True)), strict=True)
-        numbers = np.repeat(np.arange(len(firsts)), [len(one) for one in firsts])
-        b, i, j = (torch.from_numpy(x).to(batch.coords_um.device) for x in (numbers, np.concatenate(firsts), np.concatenate(seconds)))
-    first, second = b * N + i, b * N + j
-    dx, dy = (axis.index_select(0, first) - axis.index_select(0, second) for axis in (x.flatten() for x in batch.coords_um.unbind(-1)))
-    return Pairs(b, i, j, (dx.square_() + dy.square_()).sqrt_())
+        first, second = b * N + i, b * N + j
+        dx, dy = (axis.index_select(0, first) - axis.index_select(0, second) for axis in (x.flatten() for x in batch.coords_um.unbind(-1)))
+        return Pairs(b, i, j, (dx.square_() + dy.square_()).sqrt_())
+    arrays = [x.detach().cpu().numpy() for x in (batch.coords_um, batch.is_cell, batch.is_virtual, batch.is_padding)]
+    pairs_of = _by_rows if N <= MOST_BY_MATRIX else _by_tree
+    found = [pairs_of(*one, n_neighbors=n_neighbors) for one in zip(*arrays, strict=True)]
+    distances = [_distances(coords, *pairs) for coords, pairs in zip(arrays[0], found, strict=True)]
+    numbers = np.repeat(np.arange(len(found)), [len(one) for one in distances])
+    columns = (numbers, *map(np.concatenate, zip(*found, strict=True)), np.concatenate(distances))
+    b, i, j, distance = (torch.from_numpy(column).to(device) for column in columns)
+    return Pairs(b, i, j, distance)
+
+
+def _distances(coords: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Distances of pairs of (N, 2) places, (E,); axis by axis and in place, which takes half the time."""
+    (x, dx), (y, dy) = ((axis, axis.take(first)) for axis in coords.T)
+    dx -= x.take(second)
+    dy -= y.take(second)
+    dx *= dx
+    dy *= dy
+    dx += dy
+    return np.sqrt(dx, out=dx)
 
 
 def with_cls_pairs(pairs: Pairs, batch: SubSliceBatch) -> Pairs:
