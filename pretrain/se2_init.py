@@ -14,12 +14,18 @@ from torch import Tensor
 
 from corpus.slice import FloatArray
 from corpus.view import View
+from pretrain.context import context_of_cells, own_of_cells
 from pretrain.data import generator
+from pretrain.measure import evaluating
+from pretrain.objectives import SE2Objectives
+from stofm.batch import collate
 from stofm.fields import CELL_EMBEDDINGS, EMBEDDING_DIM
+from stofm.heads import ContextHead
 from stofm.pair_bias import REACH_UM, PairBias
 from stofm.se2_transformer import SE2Layer, SE2Transformer
 
-MOST_RECORDS = 200
+MOST_RECORDS, RECORDS_TO_FIT = 200, 32
+RIDGE = 1e-3  # of the mean square of a dimension
 N_NEAR, MOST_RINGS = 32, 2  # axes of the neighbours' mean, and of the means of means that further layers make
 N_TISSUE = 8  # axes that each head hands on that reads virtual cells
 NEIGHBORS_ALONE = -8.0  # bias of whatever else the head of neighbours could attend to
@@ -69,6 +75,36 @@ def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: in
     _attend_to_neighbors(transformer.pair_bias)  # type: ignore[arg-type]
 
 
+@torch.no_grad()
+def fit_heads(objectives: SE2Objectives, view: View, *, seed: int) -> None:
+    """Let the linear heads read off the transformer, as it starts, what they ask of it: by least squares on some sub-slices.
+
+    Heads that know nothing pull at what the transformer tells for as long as they learn to read it.
+    """
+    transformer, targets = objectives.transformer, dict[ContextHead, list[Tensor]]()
+    wanted = [head for head in (objectives.context_head, objectives.own_head) if head is not None]
+    if not wanted or not len(view):
+        return
+    told: list[Tensor] = []
+    with evaluating(transformer):
+        for record in _some_records(view, seed, RECORDS_TO_FIT):
+            batch = collate([view.read(record)])
+            pairs = transformer.find_pairs(batch)
+            told.append(transformer(batch, pairs).cell_repr[batch.is_cell])
+            if objectives.context_head is not None and objectives.context_um is not None:
+                targets.setdefault(objectives.context_head, []).append(context_of_cells(batch, pairs, objectives.context_um).flatten(1))
+            if objectives.own_head is not None:
+                targets.setdefault(objectives.own_head, []).append(own_of_cells(batch))
+    x = torch.cat(told).double()
+    x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # (n, 257)
+    squares = x.mT @ x
+    squares.diagonal().add_(RIDGE * squares.diagonal().mean())
+    for head in wanted:
+        solved = torch.linalg.solve(squares, x.mT @ torch.cat(targets[head]).double()) * EMBEDDING_DIM**0.5
+        head.layer.weight.copy_(solved[:-1].mT)
+        head.layer.bias.copy_(solved[-1])
+
+
 def nearest_basis(axes: Tensor) -> Tensor:
     """Turn orthonormal axes, (D, k), within what they span, to lie as near as can be to the first k dimensions.
 
@@ -101,8 +137,8 @@ def _attend_to_neighbors(bias: PairBias) -> None:
 def _sample(view: View, seed: int) -> tuple[Tensor, Tensor] | None:
     """Middle, (256,), and principal axes, (256, 256), first one first, of the embeddings within sub-slices, each of which counts the same."""
     total, means = np.zeros((EMBEDDING_DIM, EMBEDDING_DIM)), []
-    for record in np.sort(generator(seed, 2).permutation(len(view))[:MOST_RECORDS]):
-        embeddings: FloatArray = view.read(int(record))[CELL_EMBEDDINGS].astype(np.float64)
+    for record in _some_records(view, seed, MOST_RECORDS):
+        embeddings: FloatArray = view.read(record)[CELL_EMBEDDINGS].astype(np.float64)
         means.append(embeddings.mean(axis=0))
         centred = embeddings - means[-1]
         if (spread := float((centred**2).sum())) > 0:
@@ -111,3 +147,7 @@ def _sample(view: View, seed: int) -> tuple[Tensor, Tensor] | None:
         return None
     axes = np.linalg.eigh(total)[1][:, ::-1].copy()
     return torch.from_numpy(np.mean(means, axis=0)).float(), torch.from_numpy(axes).float()
+
+
+def _some_records(view: View, seed: int, n: int) -> list[int]:
+    return sorted(generator(seed, 2).permutation(len(view))[:n].tolist())

@@ -27,7 +27,7 @@ from pretrain.measure import evaluating
 from pretrain.model_card import model_card
 from pretrain.objectives import SE2Objectives
 from pretrain.run_log import read_run_log, steps_of
-from pretrain.se2_init import start_from_surroundings
+from pretrain.se2_init import fit_heads, start_from_surroundings
 from pretrain.stages import Stage, encoder_stage, records_of, se2_stage
 from pretrain.stopping import stop_requests
 from pretrain.trackers import require_trackers
@@ -89,6 +89,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
             return callbacks.probe(corpus, encoder, transformer)
 
     objectives = SE2Objectives.of(config.se2_stage, transformer)
+    fit_heads(objectives, view, seed=config.seed)
     stage = _with_validation(partial(se2_stage, config.se2_stage, transformer, view, seed=config.seed, model=objectives), view, splits)
     run_stage(stage, config, folder, run, accelerator, callbacks, probe=probe)
     if config.joint_stage is not None:

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from corpus.view import View
+from pretrain.config import SE2StageConfig
 from pretrain.context import context_of_cells, own_of_cells
-from pretrain.se2_init import N_NEAR, N_TISSUE, nearest_basis, start_from_surroundings
+from pretrain.objectives import SE2Objectives
+from pretrain.se2_init import N_NEAR, N_TISSUE, fit_heads, nearest_basis, start_from_surroundings
+from pretrain.stages import se2_stage
 from stofm.batch import collate
 from stofm.fields import CELL_EMBEDDINGS, EMBEDDING_DIM
 from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
@@ -60,6 +63,25 @@ def test_the_second_layer_tells_the_mean_of_the_neighbours_means(view: View) -> 
     expected = graph @ mean / graph.sum(1, keepdim=True)
     alike = torch.nn.functional.cosine_similarity(expected - expected.mean(0), mean_of_means - mean_of_means.mean(0), dim=1)
     assert alike.median() > 0.95
+
+
+@torch.no_grad()
+def test_linear_heads_start_as_they_can_read(view: View) -> None:
+    transformer = started(view)
+    stage = se2_stage(SE2StageConfig(), transformer, view, seed=0)
+    batch = stage.micro_batch([(0, number) for number in range(len(view))])
+    counts, losses = batch.counts(), []
+    for fit in (False, True):
+        if fit:
+            fit_heads(stage.model, view, seed=0)
+        losses.append({name: float(total) / counts[name] for name, total in stage.model(batch).items()})
+    assert losses[1]["own"] < 0.2 < 0.9 < losses[0]["own"]
+    assert losses[1]["context"] < 0.7 * losses[0]["context"]
+    assert losses[1]["mcm"] == losses[0]["mcm"]
+
+
+def test_a_model_without_linear_heads_has_none_to_fit(view: View) -> None:
+    fit_heads(SE2Objectives.of(SE2StageConfig(context_weight=0, own_weight=0), started(view)), view, seed=0)
 
 
 def test_nearest_basis_turns_axes_within_what_they_span() -> None:
