@@ -15,8 +15,7 @@ from torch import Tensor
 from corpus.slice import FloatArray
 from corpus.view import View
 from pretrain.context import context_of_cells, own_of_cells
-from pretrain.data import generator
-from pretrain.measure import evaluating
+from pretrain.data import generator, torch_seed
 from pretrain.objectives import SE2Objectives
 from stofm.batch import collate
 from stofm.fields import CELL_EMBEDDINGS, EMBEDDING_DIM
@@ -86,15 +85,16 @@ def fit_heads(objectives: SE2Objectives, view: View, *, seed: int) -> None:
     if not wanted or not len(view):
         return
     told: list[Tensor] = []
-    with evaluating(transformer):
-        for record in _some_records(view, seed, RECORDS_TO_FIT):
-            batch = collate([view.read(record)])
-            pairs = transformer.find_pairs(batch)
-            told.append(transformer(batch, pairs).cell_repr[batch.is_cell])
-            if objectives.context_head is not None and objectives.context_um is not None:
-                targets.setdefault(objectives.context_head, []).append(context_of_cells(batch, pairs, objectives.context_um).flatten(1))
-            if objectives.own_head is not None:
-                targets.setdefault(objectives.own_head, []).append(own_of_cells(batch))
+    transformer.train()  # with dropout, or heads would lean on what it takes away
+    torch.manual_seed(torch_seed(seed, 2))
+    for record in _some_records(view, seed, RECORDS_TO_FIT):
+        batch = collate([view.read(record)])
+        pairs = transformer.find_pairs(batch)
+        told.append(transformer(batch, pairs).cell_repr[batch.is_cell])
+        if objectives.context_head is not None and objectives.context_um is not None:
+            targets.setdefault(objectives.context_head, []).append(context_of_cells(batch, pairs, objectives.context_um).flatten(1))
+        if objectives.own_head is not None:
+            targets.setdefault(objectives.own_head, []).append(own_of_cells(batch))
     x = torch.cat(told).double()
     x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # (n, 257)
     squares = x.mT @ x

@@ -74,9 +74,10 @@ def test_linear_heads_start_as_they_can_read(view: View) -> None:
     for fit in (False, True):
         if fit:
             fit_heads(stage.model, view, seed=0)
+            transformer.eval()
         losses.append({name: float(total) / counts[name] for name, total in stage.model(batch).items()})
-    assert losses[1]["own"] < 0.2 < 0.9 < losses[0]["own"]
-    assert losses[1]["context"] < 0.7 * losses[0]["context"]
+    assert losses[1]["own"] < 0.3 < 0.9 < losses[0]["own"]
+    assert losses[1]["context"] < 0.8 * losses[0]["context"]
     assert losses[1]["mcm"] == losses[0]["mcm"]
 
 
