@@ -82,14 +82,15 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     view = embedded_view(corpus, encoder, folder / "views" / "embedded", accelerator, callbacks)
     torch.manual_seed(config.seed + 1)
     transformer = SE2Transformer(config.se2_transformer)
-    start_from_surroundings(transformer, view, seed=config.seed)
 
     def probe() -> dict[str, float]:
         with evaluating(encoder, transformer):
             return callbacks.probe(corpus, encoder, transformer)
 
     objectives = SE2Objectives.of(config.se2_stage, transformer)
-    fit_heads(objectives, view, seed=config.seed)
+    with callbacks.track("SE(2) transformer: start"):
+        start_from_surroundings(transformer, view, seed=config.seed)
+        fit_heads(objectives, view, seed=config.seed)
     stage = _with_validation(partial(se2_stage, config.se2_stage, transformer, view, seed=config.seed, model=objectives), view, splits)
     run_stage(stage, config, folder, run, accelerator, callbacks, probe=probe)
     if config.joint_stage is not None:
