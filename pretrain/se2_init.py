@@ -24,7 +24,8 @@ from stofm.pair_bias import REACH_UM, PairBias
 from stofm.se2_transformer import SE2Layer, SE2Transformer
 
 MOST_RECORDS, RECORDS_TO_FIT = 200, 32
-RIDGE = 1e-3  # of the mean square of a dimension
+LEAST_SPREAD = 1e-4  # of an axis beside the first
+RIDGE = 1e-2  # of the mean square of a dimension
 N_NEAR, MOST_RINGS = 32, 2  # axes of the neighbours' mean, and of the means of means that further layers make
 N_TISSUE = 8  # axes that each head hands on that reads virtual cells
 NEIGHBORS_ALONE = -8.0  # bias of whatever else the head of neighbours could attend to
@@ -55,7 +56,8 @@ def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: in
     tissue = {head: min(N_TISSUE, of_head) for head in range(1, transformer.config.n_heads, 2)}
     n_own = EMBEDDING_DIM - sum(rings) - sum(tissue.values())
 
-    own = nearest_basis(axes[:, :n_own])  # (256, n_own)
+    own = torch.zeros(EMBEDDING_DIM, n_own)
+    own[:, : axes.shape[1]] = nearest_basis(axes[:, :n_own])
     read = transformer.embedding_layer
     read.weight.zero_()[:n_own] = own.mT
     read.bias.zero_()[:n_own] = -(middle @ own) * EMBEDDING_DIM**0.5
@@ -66,7 +68,7 @@ def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: in
     leading = own.mT @ axes[:, :N_NEAR]  # (n_own, 32), from the cell's own dimensions
     place = n_own
     for number, n_axes in enumerate(rings):
-        _hand_on(layers[number], 0, leading[:, :n_axes] if not number else torch.eye(n_axes), place, start=0 if not number else place - n_axes)
+        _hand_on(layers[number], 0, torch.eye(n_axes) if number else leading[:, :n_axes], place, start=place - n_axes if number else 0)
         place += n_axes
     for head, n_axes in tissue.items():
         _hand_on(layers[0], head, leading[:, :n_axes], place, start=0)
@@ -135,7 +137,10 @@ def _attend_to_neighbors(bias: PairBias) -> None:
 
 
 def _sample(view: View, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Middle, (256,), and principal axes, (256, 256), first one first, of the embeddings within sub-slices, each of which counts the same."""
+    """Middle, (256,), and principal axes, (256, k), first one first, of the embeddings within sub-slices, each of which counts the same.
+
+    Rounding, which differs between numbers of processes, decides neither on axes that hardly anything lies along nor on directions.
+    """
     total, means = np.zeros((EMBEDDING_DIM, EMBEDDING_DIM)), []
     for record in _some_records(view, seed, MOST_RECORDS):
         embeddings: FloatArray = view.read(record)[CELL_EMBEDDINGS].astype(np.float64)
@@ -145,7 +150,9 @@ def _sample(view: View, seed: int) -> tuple[Tensor, Tensor] | None:
             total += centred.T @ centred / spread
     if not total.any():
         return None
-    axes = np.linalg.eigh(total)[1][:, ::-1].copy()
+    spreads, axes = np.linalg.eigh(total)  # ascending
+    axes = axes[:, ::-1][:, spreads[::-1] > LEAST_SPREAD * spreads[-1]]
+    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     return torch.from_numpy(np.mean(means, axis=0)).float(), torch.from_numpy(axes).float()
 
 
