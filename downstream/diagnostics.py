@@ -92,7 +92,7 @@ def neighbor_enrichment(coords_um: FloatArray, labels: StrArray, *, n_perms: int
 
 
 def umap_places(features: FloatArray, *, n_cells: int, seed: int = 0) -> tuple[np.ndarray, FloatArray]:
-    """Lay out embeddings in the plane by UMAP (scanpy); of many cells, a sample.
+    """Lay out embeddings in the plane by UMAP; of many cells, a sample.
 
     Parameters
     ----------
@@ -105,19 +105,16 @@ def umap_places(features: FloatArray, *, n_cells: int, seed: int = 0) -> tuple[n
     -------
     (m,) int64, rows ; (m, 2) float32, their places
     """
-    import anndata
-    import scanpy
-
     keep_umap_compiled()
+    from umap import UMAP
+
     rows = np.flatnonzero(np.isfinite(features).all(axis=1))
     if len(rows) > n_cells:
         rows = np.sort(np.random.default_rng(seed).choice(rows, n_cells, replace=False))
-    table = anndata.AnnData(obsm={"X": np.asarray(features[rows], np.float32)}, shape=(len(rows), 0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a seed means one thread
-        scanpy.pp.neighbors(table, n_neighbors=min(15, len(rows) - 1), use_rep="X", random_state=seed)
-        scanpy.tl.umap(table, random_state=seed)
-    return rows, np.asarray(table.obsm["X_umap"], np.float32)
+        places = UMAP(n_neighbors=min(15, len(rows) - 1), min_dist=0.5, random_state=seed).fit_transform(np.asarray(features[rows], np.float32))
+    return rows, np.asarray(places, np.float32)
 
 
 def clusters(features: FloatArray, *, n_clusters: int = 12, seed: int = 0) -> StrArray:
