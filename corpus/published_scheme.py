@@ -124,10 +124,10 @@ def _clusters(places: FloatArray, embeddings: FloatArray) -> IntArray:
     from anndata import AnnData
     from sklearn.decomposition import PCA
 
-    keep_umap_compiled()  # by which scanpy weighs neighbours
     n = len(places)
     if n <= 2:
         return np.zeros(n, np.int64)
+    keep_umap_compiled()  # by which scanpy weighs neighbours
     components = PCA(2, random_state=0).fit_transform(embeddings) if np.ptp(embeddings, axis=0).any() else np.zeros((n, 2))
     feature = PLACE_WEIGHT * _within_unit_circle(places) + (1 - PLACE_WEIGHT) * _within_unit_circle(components)
     table = AnnData(np.zeros((n, 1), np.float32), obsm={"feature": feature})

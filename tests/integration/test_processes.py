@@ -23,21 +23,14 @@ TORCHRUN = [Path(sys.executable).with_name("torchrun"), "--standalone"]
 def config(tiny_run_config, tmp_path_factory) -> Path:
     settings = tiny_run_config.model_dump(mode="json") | {"log_every": 1}
     for stage in ("encoder_stage", "se2_stage"):  # rates that let rounding, which differs between numbers of processes, grow little
-        settings[stage] |= {"max_steps": 4, "epochs": 8.0, "n_micro_batches": 4, "optim": {"lr": 1e-5}}
-    settings["joint_stage"] = {"max_steps": 2, "epochs": 8.0, "n_micro_batches": 4, "refresh_every": 1, "optim": {"lr": 1e-5}}
+        settings[stage] |= {"max_steps": 4, "epochs": 8.0, "n_micro_batches": 4, "optim": {"lr": 1e-6}}
+    settings["joint_stage"] = {"max_steps": 2, "epochs": 8.0, "n_micro_batches": 4, "refresh_every": 1, "optim": {"lr": 1e-6}}
     return write_yaml(tmp_path_factory.mktemp("processes") / "train.yaml", settings)
 
 
 def in_processes(n: int, *words: object) -> subprocess.CompletedProcess[str]:
     command = [*TORCHRUN, "--nproc_per_node", str(n), "--no-python", Path(sys.executable).with_name("stofm"), *words]
     return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False)
-
-
-def assert_same_losses(one: list[dict], other: list[dict]) -> None:
-    """To 1e-6 in all; a part of it that is small beside the others feels the encoders' rounding more, for embeddings are stored as float16."""
-    for mine, theirs in zip(one, other, strict=True):
-        assert sum(theirs["losses"].values()) == pytest.approx(sum(mine["losses"].values()), rel=1e-6)
-        assert theirs["losses"] == pytest.approx(mine["losses"], rel=1e-5, abs=1e-6)
 
 
 def test_two_processes_have_the_losses_of_one(config):
@@ -50,7 +43,8 @@ def test_two_processes_have_the_losses_of_one(config):
     one, two = (read_run_log(here / name / "losses.jsonl") for name in ("one", "two"))
     assert [(line["stage"], line["step"]) for line in two] == [(line["stage"], line["step"]) for line in one]
     assert len(one) == 10
-    assert_same_losses(one, two)
+    for mine, theirs in zip(one, two, strict=True):
+        assert theirs["losses"] == pytest.approx(mine["losses"], rel=1e-6, abs=1e-6)
     assert load_embedder(here / "two/model").vocab.sha256 == load_embedder(here / "one/model").vocab.sha256
 
 
@@ -93,4 +87,5 @@ def test_a_run_that_goes_on_with_more_and_more_processes_has_the_losses_of_one(c
         assert (done.returncode == 0) == (stage == ""), done.stderr
     one, grown = (read_run_log(here / name / "losses.jsonl") for name in ("one", "grown"))
     assert [(line["stage"], line["step"]) for line in grown] == [(line["stage"], line["step"]) for line in one]
-    assert_same_losses(one, grown)
+    for mine, theirs in zip(one, grown, strict=True):
+        assert theirs["losses"] == pytest.approx(mine["losses"], rel=1e-6, abs=1e-6)
