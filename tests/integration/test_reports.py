@@ -115,7 +115,8 @@ def test_a_report_opens_offline_without_a_complaint_and_can_be_read_everywhere(k
         assert page.title().endswith("SToFM")
         assert page.locator("section").count() >= 2
         for chart in page.locator("[data-figure]").all():
-            assert chart.locator("svg.main-svg").count() > 0
+            chart.scroll_into_view_if_needed()
+            chart.locator("svg.main-svg").first.wait_for(state="attached")
         has_words_beside_all_it_draws(page)
         assert keep(page, f"{kind}_light", tmp_path).stat().st_size > 10_000
 

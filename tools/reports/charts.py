@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,6 @@ import numpy as np
 import pandas as pd
 
 from downstream.palettes import OKABE_ITO, label_colours
-
-if TYPE_CHECKING:
-    pass
 
 MOST_POINTS = 1500  # of a curve; longer ones are means over equal stretches
 DASHES = ["solid", "dash", "dot", "dashdot"]
@@ -27,6 +25,11 @@ class Chart:
     text: str
     figure_json: str
     numbers: Table
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return int(json.loads(self.figure_json)["layout"]["height"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,11 +72,10 @@ def write_page(
     static = files("tools.reports") / "static"
     texts = {name: (static / name).read_text(encoding="utf-8") for name in ("report.css", "page.js", "tissue.js", "scatter.min.js")}
     shown = [section for section in sections if section]
-    has_charts = any(section.charts for section in shown)
-    scripts = [get_plotlyjs()] if has_charts else []
+    plotly = get_plotlyjs() if any(section.charts for section in shown) else ""
     stream = environment.get_template("page.html").stream(
         kind=kind, title=title, lead=lead, facts=facts, sections=shown, tissue=tissue, css=texts["report.css"], version=stofm.__version__,
-        tissue_scripts=[texts["scatter.min.js"], texts["tissue.js"]] if tissue else [], scripts=[*scripts, texts["page.js"]],
+        scripts=[*([texts["scatter.min.js"], texts["tissue.js"]] if tissue else []), texts["page.js"]], plotly=plotly,
     )  # fmt: skip
     with replacing(path) as aside, aside.open("wb") as file:
         stream.dump(file, encoding="utf-8")

@@ -15,11 +15,21 @@ function layoutOf(figure) {
   return layout;
 }
 
-function drawCharts() {
-  for (const chart of document.querySelectorAll("[data-figure]")) {
-    const figure = JSON.parse(document.getElementById(chart.dataset.figure).textContent);
-    Plotly.react(chart, figure.data, layoutOf(figure), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
-  }
+function drawChart(chart) {
+  if (!window.Plotly) document.head.append(Object.assign(document.createElement("script"), { textContent: document.querySelector("#plotly").textContent }));
+  const figure = JSON.parse(document.getElementById(chart.dataset.figure).textContent);
+  Plotly.react(chart, figure.data, layoutOf(figure), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+}
+
+/** Charts are drawn when they come into view: plotly alone takes seconds to start where there is much else to do, and the map comes first. */
+function watchCharts() {
+  const charts = [...document.querySelectorAll("[data-figure]")];
+  const watch = new IntersectionObserver(entries => {
+    for (const { target, isIntersecting } of entries) if (isIntersecting) { watch.unobserve(target); drawChart(target); }
+  });
+  charts.forEach(chart => watch.observe(chart));
+  document.addEventListener("themechange", () => charts.filter(chart => chart.data).forEach(drawChart));
+  addEventListener("beforeprint", () => charts.filter(chart => !chart.data).forEach(drawChart));
 }
 
 (() => {
@@ -27,8 +37,5 @@ function drawCharts() {
   setTheme(wanted.matches ? "dark" : "light");
   wanted.addEventListener("change", () => setTheme(wanted.matches ? "dark" : "light"));
   document.querySelector("#theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
-  if (window.Plotly) {
-    drawCharts();
-    document.addEventListener("themechange", drawCharts);
-  }
+  addEventListener("DOMContentLoaded", watchCharts);
 })();

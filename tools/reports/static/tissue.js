@@ -27,10 +27,11 @@ class Cells {
   constructor(meta) { this.meta = meta; this.n = meta.n; this.columns = new Map(meta.columns.map(column => [column.name, column])); this.hidden = new Map(); }
 
   async load() {
-    const scale = value => value / 32767.5;
     const [x, y] = await Promise.all([unpack("block-x", Uint16Array), unpack("block-y", Uint16Array)]);
-    this.x = Float32Array.from(x, value => scale(value) - this.meta.half[0]);
-    this.y = Float32Array.from(y, value => this.meta.half[1] - scale(value));  // y of a file points down
+    const [halfX, halfY] = this.meta.half;
+    this.x = new Float32Array(this.n);
+    this.y = new Float32Array(this.n);
+    for (let i = 0; i < this.n; i++) { this.x[i] = x[i] / 32767.5 - halfX; this.y[i] = halfY - y[i] / 32767.5; }  // y of a file points down
     this.index = spatialIndex(this.x, this.y, this.meta.node_size);
     return this;
   }
@@ -79,7 +80,8 @@ class TissueMap {
     const many = cells.n > 200000;  // squares without blending: the same at this size, and quicker
     this.plot = scatter.createScatterplot({
       canvas: this.canvas, pointSize: this.pointSize(), pointScaleMode: "linear", opacity: 1, colorBy: "valueA", renderPointsAsSquares: many,
-      disableAlphaBlending: many, deselectOnDblClick: false, pointOutlineWidth: 1, pointSizeSelected: 2, ...this.theme(),
+      disableAlphaBlending: many, deselectOnDblClick: false, pointOutlineWidth: 1, pointSizeSelected: 2,
+      cameraTarget: [0, 0], cameraDistance: this.distance(), ...this.theme(),
     });
     this.plot.subscribe("pointover", row => page.point(this, row));
     this.plot.subscribe("pointout", () => page.point(this, null));
@@ -104,12 +106,10 @@ class TissueMap {
   async colour(name) {
     this.name = name;
     const codes = await this.cells.codes(name);
-    this.plot.set({ pointColor: this.cells.colours(name, this.page.isDark()) });
-    const isFirst = !this.isDrawn;
+    await this.plot.set({ pointColor: this.cells.colours(name, this.page.isDark()) });  // drawn with the cells, not a second time after them
     await this.plot.draw({ x: this.cells.x, y: this.cells.y, valueA: codes },
       { zDataType: "categorical", wDataType: "categorical", spatialIndex: this.cells.index, preventFilterReset: true });
     this.isDrawn = true;
-    if (isFirst) await this.reset();
     this.frame.dataset.column = name;
     this.canvas.setAttribute("aria-label", `Map of ${this.cells.n.toLocaleString("en")} cells, coloured by ${this.cells.columns.get(name).title}`);
   }
@@ -119,10 +119,13 @@ class TissueMap {
     this.frame.dataset.shown = rows === null ? this.cells.n : rows.length;
   }
 
-  reset() {
-    const [halfX, halfY] = this.cells.meta.half.map(half => half * 1.04);
-    return this.plot.zoomToArea({ x: -halfX, y: -halfY, width: 2 * halfX, height: 2 * halfY });
+  /** Of the camera, from which the whole slice is seen. */
+  distance() {
+    const [halfX, halfY] = this.cells.meta.half, box = this.frame.getBoundingClientRect();
+    return 1.04 * Math.max(halfY, halfX * box.height / box.width);
   }
+
+  reset() { return this.plot.zoomToLocation([0, 0], this.distance()); }
 
   /** Micrometres of one pixel of the screen. */
   umPerPixel() { return this.plot.get("cameraDistance") * this.cells.meta.um_per_unit / (this.frame.clientHeight / 2); }
