@@ -106,14 +106,20 @@ def umap_places(features: FloatArray, *, n_cells: int, seed: int = 0) -> tuple[n
     (m,) int64, rows ; (m, 2) float32, their places
     """
     keep_umap_compiled()
+    from sklearn.neighbors import NearestNeighbors
     from umap import UMAP
 
     rows = np.flatnonzero(np.isfinite(features).all(axis=1))
     if len(rows) > n_cells:
         rows = np.sort(np.random.default_rng(seed).choice(rows, n_cells, replace=False))
+    points = np.asarray(features[rows], np.float32)
+    n_neighbors = min(15, len(rows) - 1)
+    # Exact, in seconds; umap's own search compiles for a minute in every process that has more than 4,096 points.
+    far, near = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(points).kneighbors(points)
+    umap = UMAP(n_neighbors=n_neighbors, min_dist=0.5, random_state=seed, precomputed_knn=(near, far), force_approximation_algorithm=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a seed means one thread
-        places = UMAP(n_neighbors=min(15, len(rows) - 1), min_dist=0.5, random_state=seed).fit_transform(np.asarray(features[rows], np.float32))
+        warnings.simplefilter("ignore", UserWarning)  # that a seed means one thread, and that given neighbours place no further points
+        places = umap.fit_transform(points)
     return rows, np.asarray(places, np.float32)
 
 

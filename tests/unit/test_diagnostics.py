@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from downstream.diagnostics import clusters, composition, confusion, neighbor_enrichment, reliability
+from downstream.diagnostics import clusters, composition, confusion, neighbor_enrichment, reliability, umap_places
 
 RNG = np.random.default_rng(0)
 
@@ -55,3 +55,15 @@ def test_classes_that_keep_apart_are_enriched_beside_themselves():
     assert scores.index.tolist() == ["left", "right"]
     assert scores.loc["left", "left"] > 3
     assert scores.loc["left", "right"] < -3
+
+
+def test_umap_keeps_groups_apart_and_leaves_out_cells_without_embedding():
+    group = np.repeat([0, 1], 60)
+    features = np.random.default_rng(0).normal(size=(120, 8)) + 20.0 * group[:, None]
+    features[[3, 70]] = np.nan
+    rows, places = umap_places(features, n_cells=100)
+    assert len(np.unique(rows)) == len(places) == 100
+    assert not {3, 70} & set(rows.tolist())
+    centres = np.stack([places[group[rows] == one].mean(axis=0) for one in (0, 1)])
+    nearest = np.linalg.norm(places[:, None] - centres, axis=-1).argmin(axis=1)
+    np.testing.assert_array_equal(nearest, group[rows])
