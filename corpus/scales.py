@@ -60,12 +60,15 @@ class GeneScale:
         Content of each cell.
     tokens : GeneTokens of n cells
     coords_um : (n, 2) float64, micrometres
+    n_cut : int
+        Cells that express more genes of the vocabulary than they have tokens.
     """
 
     rows: IntArray
     keys: np.ndarray
     tokens: GeneTokens
     coords_um: FloatArray
+    n_cut: int = 0
 
 
 def extract_gene_scale(counts: csr_matrix, human_ids: StrArray, coords_um: FloatArray, vocab: GeneVocab, config: RankValueConfig) -> GeneScale:
@@ -80,7 +83,8 @@ def extract_gene_scale(counts: csr_matrix, human_ids: StrArray, coords_um: Float
     order = tissue_order(keys, coords_um[kept])
     rows = kept[order]
     tokens = rank_value_encode(of_vocab[rows], vocab.medians, max_tokens=config.max_tokens)
-    return GeneScale(rows, keys[order], tokens, coords_um[rows])
+    n_cut = int((np.diff(of_vocab.indptr) > config.max_tokens).sum())
+    return GeneScale(rows, keys[order], tokens, coords_um[rows], n_cut)
 
 
 def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) -> Iterator[Record]:

@@ -175,7 +175,7 @@ def to_micrometres(coords: FloatArray, *, declared_unit: str | None, um_per_unit
     ------
     BadSlice
         ``UNIT_UNKNOWN`` if the file declares a unit without a length (pixels); ``UNIT_SUSPECT`` if it declares none at all and
-        the median distance to the nearest neighbour is not one of cells in micrometres.
+        the median distance to the nearest neighbour is not one of cells in micrometres; ``DEGENERATE_GEOMETRY`` if there is no such neighbour.
     """
     remedy = "Set `um_per_unit` for this slice (command line: --um-per-unit)."
     if um_per_unit is not None:
@@ -188,6 +188,9 @@ def to_micrometres(coords: FloatArray, *, declared_unit: str | None, um_per_unit
         raise BadSlice(
             "UNIT_UNKNOWN", f"coordinates are declared as {declared_unit!r}, nearest cells {spacing:.4g} apart; expected micrometres. {remedy}"
         )
+    if not spacing:
+        raise BadSlice("DEGENERATE_GEOMETRY", f"all {len(coords)} cells lie on one point; expected a tissue. "
+                       "Check that x and y are the right columns.")  # fmt: skip
     low, high = USUAL_SPACING_UM
     if not low <= spacing <= high:
         raise BadSlice(

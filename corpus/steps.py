@@ -190,7 +190,7 @@ def make_tokens(folder: Path, name: str, scales: ScaleConfig, markers: Sequence[
     scale = gene_scale_of(truth, vocab, scales)
     n_records = write_derived(store[0], token_records(scale, vocab, scales.sub_slices), made_from=store[1])
     n_without = truth.counts.shape[0] - len(scale.rows)
-    result = {"tokens_audit": asdict(audit), "n_cells_without_gene": n_without, "n_sub_slices": n_records}
+    result = {"tokens_audit": asdict(audit), "n_cells_without_gene": n_without, "n_cells_cut": scale.n_cut, "n_sub_slices": n_records}
     return commit.write(key, [store[0]], result)
 
 

@@ -126,7 +126,8 @@ def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
         dropped = f" ({', '.join(f'{n:,} {reason}' for reason, n in sorted(lost.items()))})" if lost else ""
         in_view = entry["n_cells"] - entry["n_cells_without_gene"]
         lines.append(f"{entry['slice_id']}: {in_view:,} of {entry['n_in']:,} cells{dropped} in {entry['n_sub_slices']} sub-slices; "
-                     f"{audit['n_mapped']} of {audit['n_genes']} genes, {audit['share_of_counts_mapped']:.1%} of counts")  # fmt: skip
+                     f"{audit['n_mapped']} of {audit['n_genes']} genes, {audit['share_of_counts_mapped']:.1%} of counts"
+                     + (f"; {n_cut:,} cells cut at `max_tokens` genes" if (n_cut := entry.get("n_cells_cut", 0)) else ""))  # fmt: skip
     lines += [f"{one['slice_id']}: left out, {one['n_in']:,} cells: {one['detail']} ({one['code']})" for one in manifest["left_out"]]
     lines += [f"{one['slice_id']}: set aside, {_cells(one['n_in'])}: {one['detail']} ({one['code']})" for one in manifest["quarantined"]]
     rows = cells_by_fate(manifest)

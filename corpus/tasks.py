@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -165,6 +166,7 @@ def _placed(config: TaskConfig, n_tasks: int) -> Iterator[tuple[Executor, int]]:
                 client = Client(config.scheduler, timeout=CONNECT_SECONDS)
             except OSError as error:
                 raise ConfigError(f"tasks.scheduler {config.scheduler}: {error}; expected a running dask scheduler. Start it first.") from error
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it tells of a lost scheduler in tracebacks
             with client, client.get_executor(pure=False) as executor:
                 yield executor, max(1, sum(client.nthreads().values()))
             return
@@ -175,6 +177,11 @@ def _placed(config: TaskConfig, n_tasks: int) -> Iterator[tuple[Executor, int]]:
             client.get_executor(pure=False) as executor,
         ):
             yield executor, n_workers
+    except CancelledError as error:  # by the client, when it gives up connecting anew
+        raise EnvironmentFault(
+            f"tasks.scheduler {config.scheduler}: lost while tasks ran; expected it to outlive the build. "
+            "Start it and its workers, then the same command again: it goes on where it stopped."
+        ) from error
     except BaseException:
         end_children()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -33,9 +34,14 @@ def make_accelerator(config: PretrainConfig) -> Accelerator:
 
 def require_divisible(config: PretrainConfig, n_ranks: int) -> None:
     """Raise `ConfigError` unless every process gets as many micro-batches as any other."""
+    common = math.gcd(*(stage.n_micro_batches for stage in config.stages.values()))
+    valid = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
     for name, stage in config.stages.items():
         if stage.n_micro_batches % n_ranks:
-            raise ConfigError(f"{name}.n_micro_batches: found {stage.n_micro_batches} for {n_ranks} processes; expected a multiple of their number.")
+            raise ConfigError(
+                f"{name}.n_micro_batches: found {stage.n_micro_batches} for {n_ranks} processes; expected a multiple of their number. "
+                f"Start {valid} of them, or set it."
+            )
 
 
 def claim_run(folder: Path, config: PretrainConfig, run: dict[str, str], accelerator: Accelerator) -> None:

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from synth import MOTIONS, spot_grid, turned
 
 from corpus.cell_order import content_keys
-from corpus.rank_value import rank_value_encode
+from corpus.rank_value import RankValueConfig, rank_value_encode
 from corpus.scales import ScaleConfig, embedded_records, extract_gene_scale, token_records
 from corpus.sub_slices import SubSliceConfig, cut_sub_slices
 from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, IS_CONTEXT, ROWS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS, VIRTUAL_OF_CELL, VIRTUAL_SIZES
@@ -152,3 +152,12 @@ def test_a_slice_without_a_gene_of_the_vocabulary_gives_no_record(tiny_corpus):
     scale = extract_gene_scale(truth.counts, strange, truth.coords_um, tiny_corpus.vocab, scales.rank_value)
     assert list(token_records(scale, tiny_corpus.vocab, scales.sub_slices)) == []
     assert list(embedded_records(scale, embed, scales)) == []
+
+
+def test_cells_of_more_genes_than_tokens_are_cut_and_counted(tiny_corpus):
+    truth, vocab = tiny_corpus.truth("slice_0"), tiny_corpus.vocab
+    n_genes = np.diff(vocab.count(truth.counts, truth.human_ids).indptr)
+    most = int(np.median(n_genes))
+    scale = extract_gene_scale(truth.counts, truth.human_ids, truth.coords_um, vocab, RankValueConfig(max_tokens=most))
+    assert scale.n_cut == (n_genes > most).sum() > 0
+    np.testing.assert_array_equal(scale.tokens.lengths, np.minimum(n_genes, most)[scale.rows])

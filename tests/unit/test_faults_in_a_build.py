@@ -48,6 +48,10 @@ def license_otherwise(table: anndata.AnnData) -> None:
     table.uns["provenance"]["license"] = "none of yours"
 
 
+def license_unsaid(table: anndata.AnnData) -> None:
+    del table.uns["provenance"]["license"]
+
+
 def name_genes_as_nobody_does(table: anndata.AnnData) -> None:
     table.var_names = [*table.var_names[:5], *(f"probe-{number}" for number in range(5, table.n_vars))]
 
@@ -62,6 +66,7 @@ OF_FILES = {
     "empty folder": (lambda path, good: path.mkdir(), "INPUT_UNREADABLE", "not readable as AnnData"),
     "another file than was meant": (lambda path, good: shutil.copy(good, path), "INPUT_CHANGED", "expected 00000"),
     "a licence that is not allowed": (lambda path, good: changed(path, good, license_otherwise), "LICENSE", "found licence 'none of yours'"),
+    "a licence that nobody states": (lambda path, good: changed(path, good, license_unsaid), "LICENSE", "found licence 'none stated'"),
     "genes that nobody knows": (lambda path, good: changed(path, good, name_genes_as_nobody_does), "VOCAB", "5 of 30 genes with counts map to human"),
 }  # fmt: skip
 MEANT = {"another file than was meant": "0" * 64}

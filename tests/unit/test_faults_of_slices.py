@@ -53,6 +53,11 @@ def name_like_a_control(t):
     t.var["gene_ids"] = ["ENSG00000075624"] * 30
 
 
+def on_a_point_of_no_unit(table: anndata.AnnData) -> None:
+    table.obsm["spatial"] = np.ones((N, 2))
+    del table.uns["provenance"]["unit"]
+
+
 # fault -> how it is planted, its code, what the line says was found and what it says to do
 REFUSED = {
     "no cells": (lambda t: t[:0].copy(), "EMPTY", "found 0 cells", "Remove it"),
@@ -64,6 +69,7 @@ REFUSED = {
     "many NaN places": (lose_places, "NO_COORDS", "NaN or infinity in 3 cells, first in row 0", "Drop those cells"),
     "one line": (on_a_line, "DEGENERATE_GEOMETRY", "all 200 cells lie on one line", "Check that x and y"),
     "one point": (lambda t: t.obsm.update(spatial=np.ones((N, 2))), "DEGENERATE_GEOMETRY", "all 200 cells lie on one point", "Check that x and y"),
+    "one point of no unit": (on_a_point_of_no_unit, "DEGENERATE_GEOMETRY", "all 200 cells lie on one point", "Check that x and y"),
     "two sections": (in_two_planes, "MULTI_SECTION", "coordinates have a varying z", "Set `section_key`"),
     "millimetres as um": (far_apart, "UNIT_SUSPECT", "um apart", "Set `um_per_unit`"),
     "pixels": (lambda t: t.uns["provenance"].update(unit="pixel"), "UNIT_UNKNOWN", "declared as 'pixel'", "Set `um_per_unit`"),
