@@ -21,13 +21,17 @@ from torch import Tensor, nn
 from corpus.slice import FloatArray, IntArray
 from corpus.store import Corpus
 from pretrain.data import generator
+from pretrain.shared_axes import shared_axes
 from stofm.cell_encoder import CellEncoder
 from stofm.fields import N_LEADING_SPECIALS
 from stofm.gene_tokens import GeneTokens
 
-MOST_SLICES, CELLS_PER_SLICE, AXES_PER_SLICE = 200, 1500, 30
+MOST_SLICES, CELLS_PER_SLICE = 60, 1500
+FEWEST_AXES, MOST_AXES = 45, 80  # of a slice: where its cells are few beside its genes, and where they are many
+CELLS_PER_AXIS = 8
+PREFERENCE = 0.02  # power of its spread that an axis is long: it decides on order alone, where axes weigh the same
 CELLS_TO_CENTRE = 32  # of every slice
-STEEP, FLAT, POWER = 3.0, 30.0, 0.5  # a rank weighs (rank + s) ** -POWER; s is STEEP in cells of few genes, FLAT in those of many
+STEEP, FLAT, POWER = 1.0, 30.0, 0.5  # a rank weighs (rank + s) ** -POWER; s is STEEP in cells of few genes, FLAT in those of many
 FEW, MANY = 20, 2000  # genes of such cells; between them the two weights are mixed
 TYPICAL = 65  # genes of the cells that an encoder of one layer is made for, for it cannot count
 OF_ITSELF = 4.0  # what `<cls>` weighs beside its genes, so that a cell of few genes stays nearer to the middle
@@ -38,13 +42,13 @@ UNIT = 0.02  # length of a rank's logarithm beside the constant, as small for th
 
 @torch.no_grad()
 def start_from_coexpression(encoder: CellEncoder, corpus: Corpus, *, seed: int) -> None:
-    """Set an untrained encoder to give cells their scores on the principal axes of a corpus's ranks, centred, at unit length.
+    """Set an untrained encoder to give cells their scores on axes that the slices of a corpus share (`rank_axes`), centred, at unit length.
 
     - Gene embeddings are these axes in a random basis. Of four further dimensions one is the same for all tokens and so long that layer
       norms scale all tokens alike; two hold logarithms of the rank, one the mean of the first over a cell, which tells how many genes it has.
     - The first layer finds that mean. The second attends by rank, the more steeply the fewer genes there are, and hands on the mean it finds.
       Whatever else the layers add starts at zero.
-    - The head turns the result, centred over the corpus, into the embedding: scores on the axes, the first one first.
+    - The head turns the result, centred over the corpus, into the embedding: scores on the axes.
     """
     set_start(encoder, _sample(corpus, seed), n_genes=len(corpus.vocab.gene_ids), cls_token=corpus.vocab.cls_token, seed=seed)
 
@@ -53,7 +57,7 @@ def start_from_coexpression(encoder: CellEncoder, corpus: Corpus, *, seed: int) 
 def set_start(encoder: CellEncoder, sample: list[GeneTokens], *, n_genes: int, cls_token: int, seed: int) -> None:
     """As `start_from_coexpression`, from some cells of every slice."""
     bert, width = encoder.bert, encoder.bert.config.hidden_size
-    axes = rank_axes(sample, n_genes, n_axes=min(width - N_OWN, n_genes - 1))  # (G, n_axes)
+    axes = rank_axes(sample, n_genes, n_axes=min(width - N_OWN, len(encoder.proj.weight), n_genes - 1))  # (G, n_axes)
     if not axes.shape[1]:
         return
     basis = np.linalg.qr(generator(seed, 0).standard_normal((width - N_OWN, axes.shape[1])))[0]  # (width - 4, n_axes)
@@ -85,8 +89,7 @@ def set_start(encoder: CellEncoder, sample: list[GeneTokens], *, n_genes: int, c
     encoder.eval()
     cells = [tokens.padded(np.arange(min(CELLS_TO_CENTRE, len(tokens.lengths))), cls_token=cls_token) for tokens in sample]
     _spread(attentions[-1].output.dense, encoder, cells, to=width**0.5 / LINEAR)
-    n_axes = min(axes.shape[1], len(encoder.proj.weight))
-    encoder.proj.weight.zero_()[:n_axes, N_OWN:] = torch.from_numpy(basis.T[:n_axes]).float()
+    encoder.proj.weight.zero_()[: axes.shape[1], N_OWN:] = torch.from_numpy(basis.T).float()
     _spread(encoder.proj, encoder, cells, to=1.0)
     encoder.train()
 
@@ -145,34 +148,26 @@ def _spread(linear: nn.Linear, encoder: CellEncoder, cells: Sequence[IntArray], 
 
 
 def rank_axes(slices: list[GeneTokens], n_genes: int, *, n_axes: int) -> FloatArray:
-    """Return the leading principal axes of ranks within slices, (G, n_axes) float64, orthonormal, the first one first.
+    """Return (G, at most n_axes) on which cells of a slice are as far apart as on its own leading principal axes of ranks, all at one length.
 
-    A cell's genes have weights that fall with their rank (`rank_weights`), of length 1 together, so that a cell counts the same however many genes it
-    expresses. Every slice gives its own leading axes, each as long as the root of its spread beside that of the slice's first; so slices weigh
-    the same however many cells, genes or how much noise they have, and what slices share comes first. With the spread itself it would be
-    multiple factor analysis (Escofier and Pages 1994), with none generalised canonical correlation (Kettenring 1971).
+    A cell's genes have weights that fall with their rank (`rank_weights`), of length 1 together, so that a cell counts the same however many
+    genes it expresses. Axes that no slice has together share dimensions (`shared_axes`).
     """
     of_slices = [axes for tokens in slices if len(axes := _axes_of_slice(tokens, n_genes))]
-    if not of_slices:
-        return np.zeros((n_genes, 0))
-    stacked = np.vstack(of_slices)
-    n_axes = min(n_axes, len(stacked))
-    spreads, rotation = np.linalg.eigh(stacked @ stacked.T)  # ascending
-    leading = rotation[:, ::-1][:, :n_axes][:, spreads[::-1][:n_axes] > 1e-9 * spreads[-1]]
-    axes = stacked.T @ leading
-    return axes / np.linalg.norm(axes, axis=0)
+    return shared_axes(of_slices, n_axes) if of_slices else np.zeros((n_genes, 0))
 
 
 def _axes_of_slice(tokens: GeneTokens, n_genes: int) -> FloatArray:
-    """Leading principal axes of one slice, (at most 30, G), as long as the roots of their spreads over that of the first; none if cells are alike."""
+    """Leading principal axes of one slice, (k, G), nearly of one length, the first one first; none if cells are alike."""
     n_cells, lengths = len(tokens.lengths), tokens.lengths
     rank = np.arange(len(tokens.tokens)) - np.repeat(tokens.offsets[:-1], lengths)
     weight = rank_weights(rank.astype(float), np.repeat(lengths, lengths).astype(float))
     length = np.sqrt(np.bincount(np.repeat(np.arange(n_cells), lengths), weight**2, n_cells))
     weight /= np.repeat(length, lengths)
-    matrix = csr_matrix((weight, tokens.tokens.astype(np.int64) - N_LEADING_SPECIALS, tokens.offsets), shape=(n_cells, n_genes))
+    genes, columns = np.unique(tokens.tokens.astype(np.int64) - N_LEADING_SPECIALS, return_inverse=True)
+    matrix = csr_matrix((weight, columns, tokens.offsets), shape=(n_cells, len(genes)))
     mean = np.asarray(matrix.mean(axis=0)).ravel()
-    n_axes = min(AXES_PER_SLICE, min(matrix.shape) - 1)
+    n_axes = min(n_axes_of(n_cells, len(genes)), min(matrix.shape) - 1)
     if n_axes < 1 or (weight**2).sum() - n_cells * (mean @ mean) < 1e-9:
         return np.zeros((0, n_genes))
     centred = LinearOperator(
@@ -181,8 +176,16 @@ def _axes_of_slice(tokens: GeneTokens, n_genes: int) -> FloatArray:
         rmatvec=lambda y: matrix.T @ y.ravel() - mean * y.sum(),
         dtype=np.float64,
     )
-    _, spreads, axes = svds(centred, k=n_axes, v0=np.random.default_rng(0).standard_normal(min(matrix.shape)))
-    return np.sqrt(spreads / spreads.max())[:, None] * axes
+    _, spreads, found = svds(centred, k=n_axes, v0=np.random.default_rng(0).standard_normal(min(matrix.shape)))
+    axes = np.zeros((n_axes, n_genes))
+    axes[:, genes] = (spreads / spreads.max())[:, None] ** PREFERENCE * found
+    return axes[spreads > 1e-6 * spreads.max()][::-1]
+
+
+def n_axes_of(n_cells: int, n_genes: int) -> int:
+    """How many axes of a slice are taken: the more, the more cells beside its genes tell them from noise."""
+    of_share = int(MOST_AXES * n_cells / (n_cells + n_genes))
+    return min(max(FEWEST_AXES, of_share), max(1, n_cells // CELLS_PER_AXIS))
 
 
 def _sample(corpus: Corpus, seed: int) -> list[GeneTokens]:

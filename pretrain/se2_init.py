@@ -17,6 +17,7 @@ from corpus.view import View
 from pretrain.context import context_of_cells, own_of_cells
 from pretrain.data import generator, torch_seed
 from pretrain.objectives import SE2Objectives
+from pretrain.shared_axes import shared_axes
 from stofm.batch import collate
 from stofm.fields import CELL_EMBEDDINGS, EMBEDDING_DIM
 from stofm.heads import ContextHead
@@ -24,10 +25,11 @@ from stofm.pair_bias import REACH_UM, PairBias
 from stofm.se2_transformer import SE2Layer, SE2Transformer
 
 MOST_RECORDS, RECORDS_TO_FIT = 200, 32
-LEAST_SPREAD = 1e-4  # of an axis beside the first
+OWN_AXES, NEAR_AXES, TISSUE_AXES = 60, 8, 4  # of every sub-slice: those that cells, neighbours' means and virtual cells are told on
+LEAST_LENGTH = 1e-2  # of an axis beside the first
 RIDGE = 1e-2  # of the mean square of a dimension
-N_NEAR, MOST_RINGS = 32, 2  # axes of the neighbours' mean, and of the means of means that further layers make
-N_TISSUE = 8  # axes that each head hands on that reads virtual cells
+N_NEAR, MOST_RINGS = 32, 2  # dimensions of the neighbours' mean, and of the means of means that further layers make
+N_TISSUE = 8  # dimensions that each head hands on that reads virtual cells
 NEIGHBORS_ALONE = -8.0  # bias of whatever else the head of neighbours could attend to
 
 
@@ -46,18 +48,16 @@ def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: in
     view : View
         Of the corpus as the encoder embeds it; the axes are found on some of its sub-slices.
     """
-    embeddings = _sample(view, seed)
-    if embeddings is None:
+    middle, of_records = _sample(view, seed)
+    if not of_records:
         return
-    middle, axes = embeddings
     layers: list[SE2Layer] = list(transformer.layers)  # type: ignore[arg-type]
     of_head = EMBEDDING_DIM // transformer.config.n_heads
-    rings = [min(N_NEAR, of_head)] * min(MOST_RINGS, len(layers))
-    tissue = {head: min(N_TISSUE, of_head) for head in range(1, transformer.config.n_heads, 2)}
-    n_own = EMBEDDING_DIM - sum(rings) - sum(tissue.values())
+    n_near, n_tissue = min(N_NEAR, of_head), min(N_TISSUE, of_head)
+    n_rings, readers = min(MOST_RINGS, len(layers)), range(1, transformer.config.n_heads, 2)
+    n_own = EMBEDDING_DIM - n_rings * n_near - len(readers) * n_tissue
 
-    own = torch.zeros(EMBEDDING_DIM, n_own)
-    own[:, : axes.shape[1]] = nearest_basis(axes[:, :n_own])
+    own = nearest_basis(_shared(of_records, n_own))
     read = transformer.embedding_layer
     read.weight.zero_()[:n_own] = own.mT
     read.bias.zero_()[:n_own] = -(middle @ own) * EMBEDDING_DIM**0.5
@@ -65,14 +65,15 @@ def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: in
         for linear in (layer.self_attn.k_proj, layer.self_attn.out_proj, layer.fc2):
             linear.weight.zero_()
             linear.bias.zero_()
-    leading = own.mT @ axes[:, :N_NEAR]  # (n_own, 32), from the cell's own dimensions
+    of_own = [axes @ own.numpy() for axes in of_records]
+    near, far = (_shared([axes[:n_axes] for axes in of_own], n_dims) for n_axes, n_dims in ((NEAR_AXES, n_near), (TISSUE_AXES, n_tissue)))
     place = n_own
-    for number, n_axes in enumerate(rings):
-        _hand_on(layers[number], 0, torch.eye(n_axes) if number else leading[:, :n_axes], place, start=place - n_axes if number else 0)
-        place += n_axes
-    for head, n_axes in tissue.items():
-        _hand_on(layers[0], head, leading[:, :n_axes], place, start=0)
-        place += n_axes
+    for number in range(n_rings):
+        _hand_on(layers[number], 0, torch.eye(n_near) if number else near, place, start=place - n_near if number else 0)
+        place += n_near
+    for head in readers:
+        _hand_on(layers[0], head, far, place, start=0)
+        place += n_tissue
     _attend_to_neighbors(transformer.pair_bias)  # type: ignore[arg-type]
 
 
@@ -108,13 +109,19 @@ def fit_heads(objectives: SE2Objectives, view: View, *, seed: int) -> None:
 
 
 def nearest_basis(axes: Tensor) -> Tensor:
-    """Turn orthonormal axes, (D, k), within what they span, to lie as near as can be to the first k dimensions.
+    """Turn axes, (D, k), within what they span, to lie as near as can be to the first k dimensions.
 
     So dimensions of an embedding stay what they are. Along principal axes they would all be stretched alike by a head that
     scales its features, and those of little spread are mostly noise.
     """
     left, _, right = torch.linalg.svd(axes[: axes.shape[1]])
     return axes @ (left @ right).mT
+
+
+def _shared(of_records: list[FloatArray], n_dims: int) -> Tensor:
+    """(D, n_dims) float32, the last ones 0 where cells vary in fewer (`shared_axes`)."""
+    found = shared_axes(of_records, n_dims)
+    return torch.from_numpy(np.pad(found, ((0, 0), (0, n_dims - found.shape[1])))).float()
 
 
 def _hand_on(layer: SE2Layer, head: int, axes: Tensor, place: int, *, start: int) -> None:
@@ -136,24 +143,21 @@ def _attend_to_neighbors(bias: PairBias) -> None:
         constant[0] = NEIGHBORS_ALONE
 
 
-def _sample(view: View, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Middle, (256,), and principal axes, (256, k), first one first, of the embeddings within sub-slices, each of which counts the same.
+def _sample(view: View, seed: int) -> tuple[Tensor, list[FloatArray]]:
+    """Middle, (256,), of the embeddings of some sub-slices; and of each that is not all alike its principal axes, (k, 256), first one first.
 
-    Rounding, which differs between numbers of processes, decides neither on axes that hardly anything lies along nor on directions.
+    They are as long as the roots of their spreads. Rounding, which differs between numbers of processes, does not decide on axes that
+    hardly anything lies along.
     """
-    total, means = np.zeros((EMBEDDING_DIM, EMBEDDING_DIM)), []
+    means, of_records = [np.zeros(EMBEDDING_DIM)], []
     for record in _some_records(view, seed, MOST_RECORDS):
         embeddings: FloatArray = view.read(record)[CELL_EMBEDDINGS].astype(np.float64)
         means.append(embeddings.mean(axis=0))
-        centred = embeddings - means[-1]
-        if (spread := float((centred**2).sum())) > 0:
-            total += centred.T @ centred / spread
-    if not total.any():
-        return None
-    spreads, axes = np.linalg.eigh(total)  # ascending
-    axes = axes[:, ::-1][:, spreads[::-1] > LEAST_SPREAD * spreads[-1]]
-    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return torch.from_numpy(np.mean(means, axis=0)).float(), torch.from_numpy(axes).float()
+        _, lengths, axes = np.linalg.svd(embeddings - means[-1], full_matrices=False)
+        if lengths[0] > 0:
+            lengths = lengths[:OWN_AXES] / lengths[0]
+            of_records.append((np.sqrt(lengths)[:, None] * axes[:OWN_AXES])[lengths > LEAST_LENGTH])
+    return torch.from_numpy(np.mean(means[1:] or means, axis=0)).float(), of_records
 
 
 def _some_records(view: View, seed: int, n: int) -> list[int]:

@@ -19,8 +19,8 @@ def two_programmes(n_cells: int, n_genes: int) -> GeneTokens:
     return GeneTokens.of_lengths(np.concatenate(cells).astype(np.uint16), np.array([len(cell) for cell in cells]))
 
 
-def test_the_first_axis_tells_programmes_apart() -> None:
-    first = rank_axes([two_programmes(60, 20)], 20, n_axes=4)[:, 0]
+def test_one_axis_tells_programmes_apart() -> None:
+    first = rank_axes([two_programmes(60, 20)], 20, n_axes=1)[:, 0]
     assert (np.sign(first[:10]) == np.sign(first[0])).all()
     assert (np.sign(first[10:]) == -np.sign(first[0])).all()
 
@@ -32,10 +32,8 @@ def test_axes_ignore_how_many_cells_a_slice_has() -> None:
     np.testing.assert_allclose(np.abs(first), np.abs(second), atol=1e-6)
 
 
-def test_axes_are_orthonormal_and_at_most_as_many_as_cells_vary_in() -> None:
-    axes = rank_axes([two_programmes(40, 20), two_programmes(60, 12)], 20, n_axes=64)
-    np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-6)
-    assert axes.shape[1] <= 20
+def test_there_are_no_more_axes_than_cells_vary_in() -> None:
+    assert rank_axes([two_programmes(40, 20), two_programmes(60, 12)], 20, n_axes=64).shape[1] <= 20
 
 
 def test_order_alone_tells_cells_apart() -> None:
