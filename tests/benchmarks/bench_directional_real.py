@@ -30,10 +30,13 @@ from stofm.se2_transformer import SE2TransformerConfig
 
 SLICES = ("starmap_mpfc_BZ5", "starmap_mpfc_BZ9")
 UM_PER_UNIT = 0.0625
+TASKS = ("region", "cell_type")
 N_SEEDS, EPOCHS = 3, 12
 
 
-def scores_of(specs: Sequence[SliceSpec], folder: Path, seed: int, *, epochs: float, models: Sequence[str] = tuple(MODELS)) -> pd.DataFrame:
+def scores_of(
+    specs: Sequence[SliceSpec], folder: Path, seed: int, *, epochs: float, models: Sequence[str] = tuple(MODELS), tasks: Sequence[str] = TASKS
+) -> pd.DataFrame:
     """Train these models on the slices without their labels; macro-F1 by task and features, mean over held-out slices, models by their names."""
     scales = ScaleConfig(sub_slices=SubSliceConfig(n_cells=250))
     corpus = build_corpus(CorpusConfig(out=str(folder / "corpus"), slices=list(specs), scales=scales))
@@ -47,15 +50,15 @@ def scores_of(specs: Sequence[SliceSpec], folder: Path, seed: int, *, epochs: fl
             se2_transformer=SE2TransformerConfig(n_layers=2, **of_transformer),
             se2_stage=SE2StageConfig(epochs=epochs, optim=OptimConfig(lr=1e-3), **of_stage),
         )  # fmt: skip
-        tasks = [TaskConfig(name=task, task=task, slices=list(specs)) for task in ("region", "cell_type")]
-        evaluate(EvaluateConfig(model=str(train(config)), out=str(out / "evaluation"), tasks=tasks, allow_seen=True))
+        asked = [TaskConfig(name=task, task=task, slices=list(specs)) for task in tasks]
+        evaluate(EvaluateConfig(model=str(train(config)), out=str(out / "evaluation"), tasks=asked, allow_seen=True))
         tables.append(pd.read_csv(out / "evaluation" / "scores.csv").dropna(subset="macro_f1").replace({"features": {STOFM: name}}))
     means = pd.concat(tables).groupby(["task", "features"], sort=False)["macro_f1"].mean()
     return means.unstack("task")  # rows: baselines, then models
 
 
 def test_bench_runs_tiny(simulated_paths: list[Path], tmp_path: Path) -> None:
-    scores = scores_of([SliceSpec(path=str(path)) for path in simulated_paths[::2]], tmp_path, 0, epochs=0.2, models=MOST)
+    scores = scores_of([SliceSpec(path=str(path)) for path in simulated_paths[::2]], tmp_path, 0, epochs=0.2, models=MOST, tasks=TASKS[:1])
     assert set(MOST) < set(scores.index)
     assert scores.stack().between(0, 1).all()
 
