@@ -17,6 +17,8 @@ from corpus.shards import VIEW_FORMAT, RecordPlace
 from corpus.storage import Place
 from stofm.errors import FormatError, located
 
+CHECKED_EVERY = 16  # reads of a record
+
 
 def read_places(index: bytes) -> list[RecordPlace]:
     """Return the places of all records from the bytes of an ``index.parquet``."""
@@ -68,7 +70,7 @@ class View:
             if size != shard["bytes"]:
                 raise FormatError(f"shard {path}: found {size} bytes; expected {shard['bytes']}. Repair it, or build the view again.")
         self._maps: dict[str, mmap.mmap] = {}
-        self._is_checked = np.zeros(len(self), bool)
+        self._n_reads = np.zeros(len(self), np.uint8)
 
     def __len__(self) -> int:
         return self.meta["n_records"]
@@ -85,8 +87,8 @@ class View:
     def read(self, number: int) -> dict[str, np.ndarray]:
         """Return the arrays of record `number`, read-only; those of a view on this machine are part of the mapped file.
 
-        A record is checked against its hash the first time it is read (one that comes over the network every time);
-        `FormatError` names shard, key and offset of a damaged one.
+        A record is checked against its hash the first time it is read and once in 16 times after (one that comes over the network
+        every time); `FormatError` names shard, key and offset of a damaged one.
         """
         place = self.places[number]
         with located(f"shard {self.where / place.shard}, record {place.key}, offset {place.offset}"):
@@ -95,10 +97,10 @@ class View:
                 check_record(place, data)
                 return parse_record(data)
             shard = self._mapped(place.shard)
-            if not self._is_checked[number]:
+            if not self._n_reads[number] or (self._n_reads[number] + number) % CHECKED_EVERY == 0:
                 with memoryview(shard) as whole:
                     check_record(place, whole[place.offset : place.offset + place.nbytes])
-                self._is_checked[number] = True
+            self._n_reads[number] += 1  # up to 255, then from 0 again
             return parse_record(shard, place.offset, place.nbytes)
 
     def will_need(self, numbers: Iterable[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 from dataclasses import asdict, replace
 from itertools import chain, pairwise
@@ -16,7 +17,7 @@ from safetensors.numpy import load
 from corpus import shards
 from corpus.record import pack_record, parse_record
 from corpus.shards import Shard, deal_records, pack_shard, write_shards, write_view
-from corpus.view import View
+from corpus.view import CHECKED_EVERY, View
 from stofm.durable import file_sha256, tree_sha256
 from stofm.errors import FormatError
 
@@ -144,6 +145,20 @@ def test_a_flipped_bit_is_named_with_shard_record_and_offset(folder, number):
     with pytest.raises(FormatError, match=rf"shard .*{place.shard}, record {place.key}, offset {place.offset}: bytes differ from those written"):
         view.read(number)
     assert sorted(view.read((number + 1) % 14)) == ["coords", "tokens"]
+
+
+@pytest.mark.parametrize("number", [0, 4, 13])
+def test_a_bit_that_flips_under_an_open_view_is_named_within_16_reads(folder, number):
+    view = View(folder)
+    place = view.places[number]
+    view.read(number)
+    with (folder / place.shard).open("r+b") as shard:
+        shard.seek(place.offset + place.nbytes - 1)
+        last = shard.read(1)[0]
+        shard.seek(-1, io.SEEK_CUR)
+        shard.write(bytes([last ^ 1]))
+    with pytest.raises(FormatError, match=rf"shard .*{place.shard}, record {place.key}, offset {place.offset}: bytes differ from those written"):
+        [view.read(number) for _ in range(CHECKED_EVERY)]
 
 
 @pytest.mark.parametrize("n_missing", [1, 300])
