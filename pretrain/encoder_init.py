@@ -27,8 +27,7 @@ from stofm.fields import N_LEADING_SPECIALS
 from stofm.gene_tokens import GeneTokens
 
 MOST_SLICES, CELLS_PER_SLICE = 60, 1500
-FEWEST_AXES, MOST_AXES = 45, 80  # of a slice: where its cells are few beside its genes, and where they are many
-CELLS_PER_AXIS = 8
+AXES_PER_SLICE, CELLS_PER_AXIS = 45, 8  # at most so many axes, found on at least so many cells each
 PREFERENCE = 0.02  # power of its spread that an axis is long: it decides on order alone, where axes weigh the same
 CELLS_TO_CENTRE = 32  # of every slice
 STEEP, FLAT, POWER = 1.0, 30.0, 0.5  # a rank weighs (rank + s) ** -POWER; s is STEEP in cells of few genes, FLAT in those of many
@@ -167,7 +166,7 @@ def _axes_of_slice(tokens: GeneTokens, n_genes: int) -> FloatArray:
     genes, columns = np.unique(tokens.tokens.astype(np.int64) - N_LEADING_SPECIALS, return_inverse=True)
     matrix = csr_matrix((weight, columns, tokens.offsets), shape=(n_cells, len(genes)))
     mean = np.asarray(matrix.mean(axis=0)).ravel()
-    n_axes = min(n_axes_of(n_cells, len(genes)), min(matrix.shape) - 1)
+    n_axes = min(AXES_PER_SLICE, max(1, n_cells // CELLS_PER_AXIS), min(matrix.shape) - 1)
     if n_axes < 1 or (weight**2).sum() - n_cells * (mean @ mean) < 1e-9:
         return np.zeros((0, n_genes))
     centred = LinearOperator(
@@ -180,12 +179,6 @@ def _axes_of_slice(tokens: GeneTokens, n_genes: int) -> FloatArray:
     axes = np.zeros((n_axes, n_genes))
     axes[:, genes] = (spreads / spreads.max())[:, None] ** PREFERENCE * found
     return axes[spreads > 1e-6 * spreads.max()][::-1]
-
-
-def n_axes_of(n_cells: int, n_genes: int) -> int:
-    """How many axes of a slice are taken: the more, the more cells beside its genes tell them from noise."""
-    of_share = int(MOST_AXES * n_cells / (n_cells + n_genes))
-    return min(max(FEWEST_AXES, of_share), max(1, n_cells // CELLS_PER_AXIS))
 
 
 def _sample(corpus: Corpus, seed: int) -> list[GeneTokens]:
