@@ -70,7 +70,7 @@ class View:
             if size != shard["bytes"]:
                 raise FormatError(f"shard {path}: found {size} bytes; expected {shard['bytes']}. Repair it, or build the view again.")
         self._maps: dict[str, mmap.mmap] = {}
-        self._n_reads = np.zeros(len(self), np.uint8)
+        self._n_reads = np.zeros(len(self), np.uint32)
 
     def __len__(self) -> int:
         return self.meta["n_records"]
@@ -97,10 +97,11 @@ class View:
                 check_record(place, data)
                 return parse_record(data)
             shard = self._mapped(place.shard)
-            if not self._n_reads[number] or (self._n_reads[number] + number) % CHECKED_EVERY == 0:
+            n_reads = int(self._n_reads[number])
+            if not n_reads or (n_reads + number) % CHECKED_EVERY == 0:
                 with memoryview(shard) as whole:
                     check_record(place, whole[place.offset : place.offset + place.nbytes])
-            self._n_reads[number] += 1  # up to 255, then from 0 again
+            self._n_reads[number] = n_reads + 1
             return parse_record(shard, place.offset, place.nbytes)
 
     def will_need(self, numbers: Iterable[int]) -> None:

@@ -161,6 +161,15 @@ def test_a_bit_that_flips_under_an_open_view_is_named_within_16_reads(folder, nu
         [view.read(number) for _ in range(CHECKED_EVERY)]
 
 
+def test_any_record_of_a_view_of_many_is_read_any_number_of_times(tmp_path):
+    made = records(300)
+    shard = pack_shard(tmp_path, "shard-00000", (("slice_a", number, record) for number, record in enumerate(made)))
+    write_view(tmp_path, [shard], made_from={"vocabulary": "abc"}, facts={"slice_a": {}})
+    view = View(tmp_path)
+    for number in [*range(300), *range(300), *[299] * 300]:
+        np.testing.assert_array_equal(view.read(number)["tokens"], made[number][0]["tokens"])
+
+
 @pytest.mark.parametrize("n_missing", [1, 300])
 def test_a_truncated_shard_is_refused_at_opening(folder, n_missing):
     path = folder / View(folder).places[4].shard
