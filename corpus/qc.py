@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from corpus.slice import USUAL_SPACING_UM, BoolArray, FloatArray, Slice, nearest_spacing
+from corpus.slice import USUAL_SPACING_UM, BoolArray, FloatArray, Slice, nearest_spacing, without_extent
 from stofm.config import FrozenModel
 from stofm.errors import BadSlice
 
@@ -102,8 +102,7 @@ def require_extent(coords: FloatArray) -> None:
     """Raise `BadSlice` ``DEGENERATE_GEOMETRY`` if all (n, 2) places lie on one line or one point."""
     spread = np.linalg.svd(coords - coords.mean(axis=0), compute_uv=False)
     if len(coords) < 3 or spread[1] <= 1e-6 * spread[0]:
-        raise BadSlice("DEGENERATE_GEOMETRY", f"all {len(coords)} cells lie on one {'line' if spread[0] > 0 else 'point'}; expected a tissue. "
-                       "Check that x and y are the right columns.")  # fmt: skip
+        raise without_extent(len(coords), "line" if spread[0] > 0 else "point")
 
 
 def is_far_away(coords: FloatArray) -> BoolArray:

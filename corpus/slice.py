@@ -189,8 +189,7 @@ def to_micrometres(coords: FloatArray, *, declared_unit: str | None, um_per_unit
             "UNIT_UNKNOWN", f"coordinates are declared as {declared_unit!r}, nearest cells {spacing:.4g} apart; expected micrometres. {remedy}"
         )
     if not spacing:
-        raise BadSlice("DEGENERATE_GEOMETRY", f"all {len(coords)} cells lie on one point; expected a tissue. "
-                       "Check that x and y are the right columns.")  # fmt: skip
+        raise without_extent(len(coords), "point")
     low, high = USUAL_SPACING_UM
     if not low <= spacing <= high:
         raise BadSlice(
@@ -198,6 +197,11 @@ def to_micrometres(coords: FloatArray, *, declared_unit: str | None, um_per_unit
             f"coordinates declare no unit and nearest cells are {spacing:.4g} apart (median); expected {low:g} to {high:g} micrometres. {remedy}",
         )
     return coords, 1.0
+
+
+def without_extent(n_cells: int, where: str) -> BadSlice:
+    """Return the ``DEGENERATE_GEOMETRY`` of cells that all lie on one line or point."""
+    return BadSlice("DEGENERATE_GEOMETRY", f"all {n_cells} cells lie on one {where}; expected a tissue. Check that x and y are the right columns.")
 
 
 def nearest_spacing(coords: FloatArray) -> float:

@@ -167,8 +167,14 @@ def _placed(config: TaskConfig, n_tasks: int) -> Iterator[tuple[Executor, int]]:
             except OSError as error:
                 raise ConfigError(f"tasks.scheduler {config.scheduler}: {error}; expected a running dask scheduler. Start it first.") from error
             logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it tells of a lost scheduler in tracebacks
-            with client, client.get_executor(pure=False) as executor:
-                yield executor, max(1, sum(client.nthreads().values()))
+            try:
+                with client, client.get_executor(pure=False) as executor:
+                    yield executor, max(1, sum(client.nthreads().values()))
+            except CancelledError as error:  # by the client, when it gives up connecting anew
+                raise EnvironmentFault(
+                    f"tasks.scheduler {config.scheduler}: lost while tasks ran; expected it to outlive the build. "
+                    "Start it and its workers, then the same command again: it goes on where it stopped."
+                ) from error
             return
         # Workers are threads, for each task has a process of its own already.
         with (
@@ -177,11 +183,6 @@ def _placed(config: TaskConfig, n_tasks: int) -> Iterator[tuple[Executor, int]]:
             client.get_executor(pure=False) as executor,
         ):
             yield executor, n_workers
-    except CancelledError as error:  # by the client, when it gives up connecting anew
-        raise EnvironmentFault(
-            f"tasks.scheduler {config.scheduler}: lost while tasks ran; expected it to outlive the build. "
-            "Start it and its workers, then the same command again: it goes on where it stopped."
-        ) from error
     except BaseException:
         end_children()
         raise
