@@ -27,8 +27,9 @@ def context_of_cells(batch: SubSliceBatch, pairs: Pairs, reach_um: Sequence[floa
     (C, 1 + R, 256) float
         Of the C real cells of the batch in order: the mean embedding of the visible neighbours, then R means of the virtual cells
         weighted by ``exp(-d / reach)``; each as its difference from the middle of the slice (the mean of its virtual cells, or of the
-        visible cells where it has none), in units of what such differences are: root mean square over the cells for neighbours, over
-        the places of the virtual cells for the rest, so that every part of a tissue is measured alike. Zero where there is no mean.
+        visible cells where it has none), in units of such differences: of the neighbours' means for neighbours, of the
+        virtual cells for the rest. So every part of a tissue is measured alike, and little is asked of a tissue that is the same everywhere.
+        Zero where there is no mean.
     """
     neighbors, has_neighbors = _mean_neighbor(batch, pairs)
     of_sub_slices = []
@@ -36,11 +37,10 @@ def context_of_cells(batch: SubSliceBatch, pairs: Pairs, reach_um: Sequence[floa
         embeddings, coords_um = batch.cell_embeddings[b], batch.coords_um[b]
         virtual, middle = embeddings[is_virtual], _middle(batch, b)  # (V, 256), (256,)
         around = torch.where(has_neighbors[b, is_cell], neighbors[b, is_cell] - middle, 0.0)
-        contexts = [around / _root_mean_square(around)]
-        distance = torch.cdist(coords_um, coords_um[is_virtual], compute_mode="donot_use_mm_for_euclid_dist")  # (N, V)
+        contexts, unit = [around / _root_mean_square(around)], _root_mean_square(virtual - middle)
+        distance = torch.cdist(coords_um[is_cell], coords_um[is_virtual], compute_mode="donot_use_mm_for_euclid_dist")  # (C, V)
         for reach in reach_um:
-            around = (-distance / reach).softmax(1) @ (virtual - middle)
-            contexts.append(around[is_cell] / _root_mean_square(around[is_virtual]))
+            contexts.append((-distance / reach).softmax(1) @ (virtual - middle) / unit)
         of_sub_slices.append(torch.stack(contexts, dim=1))
     return torch.cat(of_sub_slices)
 
