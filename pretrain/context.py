@@ -34,13 +34,12 @@ def context_of_cells(batch: SubSliceBatch, pairs: Pairs, reach_um: Sequence[floa
     neighbors, has_neighbors = _mean_neighbor(batch, pairs)
     of_sub_slices = []
     for b, (is_cell, is_virtual) in enumerate(zip(batch.is_cell, batch.is_virtual, strict=True)):
-        embeddings, coords_um = batch.cell_embeddings[b], batch.coords_um[b]
-        virtual, middle = embeddings[is_virtual], _middle(batch, b)  # (V, 256), (256,)
+        embeddings, coords_um, middle = batch.cell_embeddings[b], batch.coords_um[b], _middle(batch, b)
         around = torch.where(has_neighbors[b, is_cell], neighbors[b, is_cell] - middle, 0.0)
-        contexts, unit = [around / _root_mean_square(around)], _root_mean_square(virtual - middle)
+        virtual = embeddings[is_virtual] - middle  # (V, 256)
+        unit = _root_mean_square(virtual)
         distance = torch.cdist(coords_um[is_cell], coords_um[is_virtual], compute_mode="donot_use_mm_for_euclid_dist")  # (C, V)
-        for reach in reach_um:
-            contexts.append((-distance / reach).softmax(1) @ (virtual - middle) / unit)
+        contexts = [around / _root_mean_square(around), *((-distance / reach).softmax(1) @ virtual / unit for reach in reach_um)]
         of_sub_slices.append(torch.stack(contexts, dim=1))
     return torch.cat(of_sub_slices)
 

@@ -84,8 +84,8 @@ def test_pretraining_keeps_every_cell_learns_and_leaves_a_model_that_embeds(tmp_
     assert np.isfinite(left["losses"].to_numpy()).sum() == sum(len(line["losses"]) for line in left["log"])
     assert set(left["change"].index) == {"mgm", "contrastive", "mcm", "pdr", "context", "own"}
     first, last = left["change"]["first five steps"], left["change"]["last five steps"]
-    assert (last < first).drop(["context", "own"]).all()
-    assert last[["context", "own"]].max() < 0.3, "the model tells them when it starts, to a fraction of their spread, and goes on to"
+    assert (last < first).drop("own").all()
+    assert last["own"] < 0.1, "the model tells it when it starts, to a fraction of its spread, and goes on to"
     assert left["unseen"].uns["stofm"]["weights_sha256"] == load_model(tmp_path / left["model"]).weights_sha256
     assert np.isfinite(left["unseen"].obsm["X_stofm"]).all()
 
