@@ -97,9 +97,11 @@ class GeneAudit:
 def read_gene_tables(path: Path) -> GeneTables:
     """Read what `GeneTables.to_json` gave; `FormatError` if it is missing or damaged."""
     try:
-        return GeneTables(**read_json(path))
+        tables = GeneTables(**read_json(path))
     except TypeError as error:
         raise FormatError(f"{path}: {error}; expected gene tables that SToFM wrote. Rebuild the folder it is in.") from error
+    vars(tables)["sha256"] = file_sha256(path)  # what `to_json` gave is not made again
+    return tables
 
 
 def gene_tables_of_model(folder: Path) -> GeneTables:

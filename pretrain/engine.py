@@ -47,6 +47,8 @@ def run_stage(
     optimizer = make_optimizer(stage.model.to(device), stage.config.optim, lr_shares=stage.lr_shares)
     checkpoints, is_main = folder / "checkpoints", accelerator.is_main_process
     start = resume(checkpoints, stage.name, stage.model, optimizer, run=run, warn=callbacks.report)
+    if start == 0:
+        stage.begin()
     log, trackers = RunLog(folder / "losses.jsonl", is_writer=is_main), Trackers(folder, stage.name, config.trackers, start=start, is_writer=is_main)
     log.rewind(stage.name, start)
     accelerator.wait_for_everyone()

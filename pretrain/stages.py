@@ -49,6 +49,8 @@ class Stage:
     refresh_every : int, optional
         Steps after which `refresh(border, step)` is called before data of `step` are read; `border` is the step itself, or where a run goes on
         after a stop, the last one before it at which it was called.
+    begin : () -> None
+        Sets the weights that the stage starts with; not called where it goes on from a checkpoint.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Stage:
     lr_shares: dict[str, float] = field(default_factory=dict)
     refresh_every: int | None = None
     refresh: Callable[[int, int], None] = lambda *_: None
+    begin: Callable[[], None] = lambda: None
 
     def border_before(self, step: int) -> int:
         """Return the step of the last refresh, `step` itself or one before it."""

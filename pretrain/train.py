@@ -88,11 +88,14 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
             return callbacks.probe(corpus, encoder, transformer)
 
     objectives = SE2Objectives.of(config.se2_stage, transformer)
-    with callbacks.track("SE(2) transformer: start"):
-        start_from_surroundings(transformer, view, seed=config.seed)
-        fit_heads(objectives, view, seed=config.seed)
+
+    def begin() -> None:
+        with callbacks.track("SE(2) transformer: start"):
+            start_from_surroundings(transformer, view, seed=config.seed)
+            fit_heads(objectives, view, seed=config.seed)
+
     stage = _with_validation(partial(se2_stage, config.se2_stage, transformer, view, seed=config.seed, model=objectives), view, splits)
-    run_stage(stage, config, folder, run, accelerator, callbacks, probe=probe)
+    run_stage(replace(stage, begin=begin), config, folder, run, accelerator, callbacks, probe=probe)
     if config.joint_stage is not None:
 
         def view_at(border: int, step: int) -> View:

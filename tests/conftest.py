@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from anndata import AnnData
+from filelock import FileLock
 from hypothesis import settings
 from synth import corpus_config
 
@@ -45,27 +47,55 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def simulated_paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of the suite share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def make_once(of_all_workers: Path) -> MakeOnce:
+    """Return a folder by its name: the first worker that asks for it makes it, the others wait for that and only read it."""
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = of_all_workers / name, of_all_workers / f"{name}.done"
+        with FileLock(of_all_workers / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a worker left that died over it
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def simulated_paths(make_once: MakeOnce) -> list[Path]:
     """Three simulated slices of 400 cells as .h5ad: human with 60 genes, mouse with 90, human with 60."""
-    folder = tmp_path_factory.mktemp("slices")
-    paths = [folder / f"slice_{number}.h5ad" for number in range(3)]
-    for path, table in zip(paths, simulate_slices(SimulationConfig(n_slices=3, n_cells=400, panel_sizes=[60, 90])), strict=True):
-        table.write_h5ad(path)
-    return paths
+
+    def simulate(folder: Path) -> None:
+        folder.mkdir()
+        for number, table in enumerate(simulate_slices(SimulationConfig(n_slices=3, n_cells=400, panel_sizes=[60, 90]))):
+            table.write_h5ad(folder / f"slice_{number}.h5ad")
+
+    return sorted(make_once("slices", simulate).iterdir())
 
 
 @pytest.fixture(scope="session")
-def tiny_corpus(simulated_paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+def tiny_corpus(simulated_paths: list[Path], make_once: MakeOnce) -> Corpus:
     """The corpus of the simulated slices; tests only read it."""
-    return build_corpus(corpus_config(simulated_paths, tmp_path_factory.mktemp("corpus") / "tiny"))
+    return Corpus(make_once("tiny_corpus", lambda folder: build_corpus(corpus_config(simulated_paths, folder))))
 
 
 @pytest.fixture(scope="session")
-def tiny_run_config(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+def tiny_run_config(tiny_corpus: Corpus, of_all_workers: Path) -> PretrainConfig:
     return PretrainConfig(
         corpus=str(tiny_corpus.folder),
-        out=str(tmp_path_factory.mktemp("runs") / "tiny"),
+        out=str(of_all_workers / "tiny_run"),
         cell_encoder=CellEncoderConfig(n_layers=1, width=32, n_heads=2, ffn_dim=32),
         se2_transformer=SE2TransformerConfig(n_layers=2, n_heads=4, n_neighbors=6),
         encoder_stage=EncoderStageConfig(max_steps=4, cells_per_micro_batch=64),
@@ -74,10 +104,9 @@ def tiny_run_config(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_run_config: PretrainConfig) -> Path:
+def tiny_run(tiny_run_config: PretrainConfig, make_once: MakeOnce) -> Path:
     """The folder of a finished pretraining run on the tiny corpus; tests only read it."""
-    train(tiny_run_config)
-    return Path(tiny_run_config.out)
+    return make_once("tiny_run", lambda folder: train(tiny_run_config))
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from corpus.slice import FloatArray, IntArray
 from corpus.sub_slices import SubSliceConfig, cut_sub_slices
 from corpus.virtual_cells import VirtualCellConfig, make_virtual_cells
 from stofm.batch import SubSliceBatch
+from stofm.compiled import keep_umap_compiled
 from stofm.geometry import find_pairs
 
 PUBLISHED, OURS = "scanpy, Leiden, dense matrices", "pairs, k-means"
@@ -80,6 +81,7 @@ def scanpy_graph(points: FloatArray, n_neighbors: int, *, is_exact: bool = False
     """Neighbours by the transformer and settings that scanpy chooses itself, or by a k-d tree."""
     import scanpy
 
+    keep_umap_compiled()
     table = AnnData(np.zeros((len(points), 1), np.float32), obsm={"points": points})
     if is_exact or len(points) < MOST_EXACT:
         transformer = ExactNeighbors(n_neighbors=n_neighbors - 1, algorithm="kd_tree" if is_exact else "brute")

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata
 import pytest
 from cli import succeed
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
 
 @pytest.fixture(scope="session")
-def embedded(simulated_paths: list[Path], tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def embedded(simulated_paths: list[Path], tiny_run: Path, make_once: MakeOnce) -> list[Path]:
     """What `stofm embed` makes of the simulated slices; tests only read it."""
-    out = tmp_path_factory.mktemp("embedded") / "slices"
-    succeed("embed", *simulated_paths, "--model", tiny_run / "model", "--out", out)
+    out = make_once("embedded", lambda folder: succeed("embed", *simulated_paths, "--model", tiny_run / "model", "--out", folder))
     return [out / path.name for path in simulated_paths]
 
 
 @pytest.fixture(scope="session")
-def region_head(embedded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def region_head(embedded: list[Path], make_once: MakeOnce) -> Path:
     """A region head fitted on the first two slices; tests only read it."""
-    out = tmp_path_factory.mktemp("heads") / "region"
-    succeed("segment", "fit", *embedded[:2], "--out", out)
-    return out
+    return make_once("region_head", lambda folder: succeed("segment", "fit", *embedded[:2], "--out", folder))
 
 
 @pytest.fixture(scope="session")
-def cell_type_head(embedded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cell_type_head(embedded: list[Path], make_once: MakeOnce) -> Path:
     """A cell type head fitted on the first two slices; tests only read it."""
-    out = tmp_path_factory.mktemp("heads") / "cell_type"
-    succeed("annotate", "fit", *embedded[:2], "--out", out)
-    return out
+    return make_once("cell_type_head", lambda folder: succeed("annotate", "fit", *embedded[:2], "--out", folder))
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ import anndata  # noqa: F401 - this and others below are imported before the for
 import matplotlib.figure  # noqa: F401
 import sklearn.cluster
 import sklearn.decomposition  # noqa: F401
+import torch.utils.tensorboard  # noqa: F401
 from transformers import BertConfig, BertModel  # noqa: F401
 
 import pretrain.embedded

@@ -33,7 +33,7 @@ def dask(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen]]:
     address = f"tcp://127.0.0.1:{port}"
     commands = [
         [sys.executable, "-c", SCHEDULER, "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"],
-        [sys.executable, "-c", WORKER, address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)],
+        *[[sys.executable, "-c", WORKER, address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)]] * 2,
     ]
     with open(tmp_path / "dask.log", "w") as log:
         processes = [subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path) for command in commands]
