@@ -96,6 +96,9 @@ class PretrainConfig(FrozenModel):
     se2_stage: SE2StageConfig = Field(default_factory=SE2StageConfig)
     joint_stage: JointStageConfig | None = Field(None, description="null: the encoder stays frozen to the end.")
     precision: Literal["no", "bf16"] = Field("no", description="no: fp32.")
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none", description="Of several processes each holds the whole model (none: DDP), or an equal part of weights, gradients and AdamW (fsdp2)."
+    )
     log_every: int = Field(10, ge=1, description="Steps.")
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     n_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept of a stage, beside the one with the best validation loss.")

@@ -138,6 +138,9 @@ def transformer_activation_bytes(config: SE2TransformerConfig, *, n_cells: int, 
     return config.n_heads * N**2 * of_entry + N * of_token + FLOAT * pairs * (3 * config.n_radial + 4)
 
 
-def training_bytes(*, n_trained: int, n_frozen: int, activation_bytes: float) -> float:
-    """Memory of a training step on one device that holds the whole model: weights, gradients, AdamW, activations."""
-    return ADAMW_BYTES * n_trained + FLOAT * n_frozen + activation_bytes
+def training_bytes(*, n_trained: int, n_frozen: int, activation_bytes: float, n_shards: int = 1, n_gathered: int = 0) -> float:
+    """Memory of a training step on one device: weights, gradients, AdamW, activations.
+
+    Of a model in `n_shards` parts a device holds one, and `n_gathered` parameters whole with their gradients while it computes.
+    """
+    return ADAMW_BYTES * n_trained / n_shards + 2 * FLOAT * n_gathered + FLOAT * n_frozen + activation_bytes

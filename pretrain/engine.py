@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from torch.optim import Optimizer
 
 from corpus.loader import read_ahead
 from pretrain.background import Background
@@ -21,8 +24,9 @@ from pretrain.data import Order, torch_seed
 from pretrain.measure import evaluating, mean_losses
 from pretrain.optim import learning_rate, make_optimizer, set_learning_rate
 from pretrain.run_log import RunLog
+from pretrain.sharding import gather, gathered, shard
 from pretrain.stages import Stage
-from pretrain.state import resume, snapshot, write_checkpoint
+from pretrain.state import load_checkpoint, newest_checkpoint, snapshot, write_checkpoint
 from pretrain.stopping import stop_requests
 from pretrain.telemetry import Meter
 from pretrain.trackers import Trackers
@@ -44,15 +48,18 @@ def run_stage(
         If SIGTERM or SIGUSR1 came; a checkpoint of the step at hand was written.
     """
     n_micro, n_ranks, rank, device = stage.config.n_micro_batches, accelerator.num_processes, accelerator.process_index, accelerator.device
-    optimizer = make_optimizer(stage.model.to(device), stage.config.optim, lr_shares=stage.lr_shares)
-    checkpoints, is_main = folder / "checkpoints", accelerator.is_main_process
-    start = resume(checkpoints, stage.name, stage.model, optimizer, run=run, warn=callbacks.report)
-    if start == 0:
+    checkpoints, is_main, is_sharded = folder / "checkpoints", accelerator.is_main_process, config.sharding == "fsdp2" and n_ranks > 1
+    found = newest_checkpoint(checkpoints, stage.name, run=run, warn=callbacks.report)
+    if found is None:
         stage.begin()
+    trained = shard(stage.model, blocks=stage.blocks, device=device, n_ranks=n_ranks) if is_sharded else stage.model.to(device)
+    whole = partial(gathered, stage.model, trained) if is_sharded else nullcontext  # in it all weights are in `stage.model`
+    optimizer = make_optimizer(trained, stage.config.optim, lr_shares=stage.lr_shares)
+    start = 0 if found is None else load_checkpoint(found, trained, optimizer)
     log, trackers = RunLog(folder / "losses.jsonl", is_writer=is_main), Trackers(folder, stage.name, config.trackers, start=start, is_writer=is_main)
     log.rewind(stage.name, start)
     accelerator.wait_for_everyone()
-    model, optimizer = accelerator.prepare(stage.model.train(), optimizer)
+    model, optimizer = _prepared(trained.train(), optimizer, accelerator, is_sharded=is_sharded)
     forward = torch.compile(model) if stage.config.compile else model
     order = Order(stage.n_units, config.seed)
     meter = Meter(device, torch.bfloat16 if config.precision == "bf16" else torch.float32, n_ranks=n_ranks)
@@ -66,7 +73,8 @@ def run_stage(
     with trackers, Background() as background, stop_requests() as stop:
         for step in range(start, stage.n_steps):
             if step in (start, border := stage.border_before(step)):
-                stage.refresh(border, step)
+                with whole():
+                    stage.refresh(border, step)
                 ahead = [number for later in range(step, stage.border_after(step)) for number in numbers(later)]
                 batches = read_ahead(lambda number: stage.micro_batch(units(number)), ahead, n_ahead=N_AHEAD)
             with meter.waiting():
@@ -96,21 +104,25 @@ def run_stage(
             meter.step()
             callbacks.on_step(Progress(stage.name, done, stage.n_steps, losses))
             notes: dict[str, Any] = {}
-            if done % config.watch_every == 0 and is_main and stage.embed is not None:
-                notes |= _watch(stage, accelerator.unwrap_model(model), micro_batches[0].to(device), callbacks)
-            if config.probe_every and done % config.probe_every == 0 and is_main and (found := probe()):
-                notes["probe"] = found
+            watches, probes = done % config.watch_every == 0 and stage.embed is not None, config.probe_every and done % config.probe_every == 0
             saves = done % config.save_every == 0 or is_last or n_asked > 0
-            if saves and is_main and stage.validation is not None and config.n_validation:
-                held_out = replace(stage.validation, model=accelerator.unwrap_model(model))
-                notes["validation"] = mean_losses(held_out, device=device, n_units=config.n_validation)
+            held_out = stage.validation if saves and config.n_validation else None
+            with whole() if watches or probes or held_out else nullcontext():
+                if watches and is_main:
+                    notes |= _watch(stage, stage.model, micro_batches[0].to(device), callbacks)
+                if probes and is_main and (found := probe()):
+                    notes["probe"] = found
+                if held_out and is_main:
+                    with accelerator.autocast():
+                        notes["validation"] = mean_losses(replace(held_out, model=stage.model), device=device, n_units=config.n_validation)
             if done % config.log_every == 0 or is_last or notes:
                 measures = {"grad_norm": grad_norm, "lr": lr, **meter.read(steps_left=stage.n_steps - done), **notes}
                 log.write(stage.name, done, losses, **measures)
                 trackers.log(done, {"losses": losses, **measures})
+            if saves and (is_main or is_sharded):
+                made = snapshot(trained, optimizer.optimizer)
             if saves and is_main:
                 held_out_loss = sum(stage.weights[name] * value for name, value in notes["validation"].items()) if "validation" in notes else None
-                made = snapshot(accelerator.unwrap_model(model), optimizer.optimizer)
                 background.start(
                     write_checkpoint, checkpoints, stage.name, done, made, run=run, n_kept=config.n_checkpoints, validation=held_out_loss
                 )
@@ -118,8 +130,17 @@ def run_stage(
                 background.wait()
                 accelerator.wait_for_everyone()
                 raise Stopped(f"{stage.name} stage: told to stop after step {done}; a checkpoint was written. The same command goes on from there.")
+    if is_sharded:
+        gather(stage.model, trained)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
+
+
+def _prepared(model: nn.Module, optimizer: Optimizer, accelerator: Accelerator, *, is_sharded: bool) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """For several processes and mixed precision; what is sharded already, for mixed precision alone."""
+    if is_sharded:
+        return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(optimizer)
+    return accelerator.prepare(model, optimizer)
 
 
 def _watch(stage: Stage, model: nn.Module, batch: Any, callbacks: Callbacks) -> dict[str, float]:

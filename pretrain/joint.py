@@ -133,6 +133,7 @@ def joint_stage(
     stage = Stage(
         JOINT, config, model, frozen.n_units, frozen.units_each, micro_batch, frozen.weights,
         key=frozen.key, work=work, embed=embed, lr_shares={"encoder": config.encoder_lr_share},
+        blocks="objectives.transformer.layers",  # those of the encoder run once a chunk, of which processes have more or fewer
     )  # fmt: skip
     an_epoch = max(1, frozen.n_units // (frozen.units_each * config.n_micro_batches))
 

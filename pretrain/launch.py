@@ -18,11 +18,12 @@ RUN_KIND = "stofm-run/1"
 
 def make_accelerator(config: PretrainConfig) -> Accelerator:
     """Join the group of processes that a launcher started; `ConfigError` if it is not one that training can use."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ConfigError("launch: found FSDP in the settings of accelerate; expected none there. Set `sharding: fsdp2`, and start it as for DDP.")
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.precision)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ConfigError(
-            f"launch: found {accelerator.distributed_type.value}; expected one process, or several that each hold the whole model (DDP). "
-            "Checkpoints of divided models are not written yet."
+            f"launch: found {accelerator.distributed_type.value}; expected one process, or several. Start with the recipes of docs/pretraining.md."
         )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
@@ -41,6 +42,15 @@ def require_divisible(config: PretrainConfig, n_ranks: int) -> None:
             raise ConfigError(
                 f"{name}.n_micro_batches: found {stage.n_micro_batches} for {n_ranks} processes; expected a multiple of their number. "
                 f"Start {valid} of them, or set it."
+            )
+
+
+def require_shardable(config: PretrainConfig) -> None:
+    """Raise `ConfigError` if a stage is to be sharded and compiled."""
+    for name, stage in config.stages.items():
+        if config.sharding != "none" and stage.compile:
+            raise ConfigError(
+                f"{name}.compile: found true with `sharding: {config.sharding}`; expected false, for both together are not tested. Leave out one."
             )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from corpus.store import Corpus
 from corpus.view import View
@@ -80,6 +81,14 @@ class _Sizes:
     records: list[int]
     encoder: CellEncoder
     objectives: SE2Objectives
+    n_shards: int
+
+    def in_parts(self, n_trained: int, blocks: nn.Module | None = None) -> dict[str, int]:
+        """What `training_bytes` has to know of a sharded model, of which `blocks` are gathered one at a time."""
+        if self.n_shards == 1:
+            return {}
+        n_waiting = 0 if blocks is None else n_parameters(*list(blocks.children())[1:])
+        return {"n_shards": self.n_shards, "n_gathered": n_trained - n_waiting}
 
     def sample(self, n: int) -> np.ndarray:
         """Numbers of at most `N_SAMPLED` of n things, spread evenly."""
@@ -91,9 +100,9 @@ class _Sizes:
         return np.concatenate(found).astype(np.int64) + 1
 
 
-def plan_run(config: PretrainConfig, corpus: Corpus) -> RunPlan:
+def plan_run(config: PretrainConfig, corpus: Corpus, *, n_devices: int = 1) -> RunPlan:
     """Foresee a run; nothing is trained and nothing is written."""
-    sizes = _sizes(config, corpus)
+    sizes = _sizes(config, corpus, n_shards=1 if config.sharding == "none" else n_devices)
     stages = [_plan_encoder(sizes, config.encoder_stage)] if config.encoder_stage is not None else []
     stages.append(_plan_se2(sizes, config.se2_stage, name="se2"))
     if config.joint_stage is not None:
@@ -104,7 +113,7 @@ def plan_run(config: PretrainConfig, corpus: Corpus) -> RunPlan:
     return RunPlan(stages, embedding * n_embeddings, _disk_bytes(sizes, n_cells, stages) / GB)
 
 
-def _sizes(config: PretrainConfig, corpus: Corpus) -> _Sizes:
+def _sizes(config: PretrainConfig, corpus: Corpus, *, n_shards: int) -> _Sizes:
     n_tokens, max_tokens = corpus.vocab.n_tokens, corpus.scales.rank_value.max_tokens
     with torch.device("meta"):
         if config.cell_encoder_folder is None:
@@ -116,7 +125,7 @@ def _sizes(config: PretrainConfig, corpus: Corpus) -> _Sizes:
         objectives = SE2Objectives.of(config.se2_stage, SE2Transformer(config.se2_transformer))
     view = corpus.token_view()
     splits = {entry["slice_id"]: entry.get("split", "") for entry in corpus.manifest["slices"]}
-    return _Sizes(config, corpus, view, records_of(view, splits, "", "train"), encoder, objectives)
+    return _Sizes(config, corpus, view, records_of(view, splits, "", "train"), encoder, objectives, n_shards)
 
 
 def _plan_encoder(sizes: _Sizes, config: Any) -> StagePlan:
@@ -129,7 +138,8 @@ def _plan_encoder(sizes: _Sizes, config: Any) -> StagePlan:
     n_hidden = max(len(batch.hidden_tokens) for batch in batches)
     activations = encoder_activation_bytes(encoder_config_of(sizes.encoder), max(batch.tokens.numel() for batch in batches))
     activations += 3 * FLOAT * n_hidden * sizes.encoder.n_tokens  # scores of all genes, their softmax, its gradient
-    memory = training_bytes(n_trained=n_trained, n_frozen=0, activation_bytes=activations)
+    in_parts = sizes.in_parts(n_trained, sizes.encoder.bert.encoder.layer)
+    memory = training_bytes(n_trained=n_trained, n_frozen=0, activation_bytes=activations, **in_parts)
     return StagePlan("encoder", stage.n_steps, cells, 0, tokens, flops, n_trained, memory / GB)
 
 
@@ -152,7 +162,8 @@ def _plan_se2(sizes: _Sizes, config: StageConfig, *, name: str) -> StagePlan:
     n_units = steps * each * config.n_micro_batches
     n_trained, cells = n_parameters(sizes.objectives), n_units * float(np.mean([place.n_cells for place in places]))
     tokens = cells + n_units * float(np.mean([virtual[place.slice_id] for place in places]))
-    need = training_bytes(n_trained=n_trained, n_frozen=n_parameters(sizes.encoder), activation_bytes=each * max(memory))
+    in_parts, n_frozen = sizes.in_parts(n_trained, sizes.objectives.transformer.layers), n_parameters(sizes.encoder)
+    need = training_bytes(n_trained=n_trained, n_frozen=n_frozen, activation_bytes=each * max(memory), **in_parts)
     return StagePlan(name, steps, cells, n_units, tokens, n_units * float(np.mean(flops)), n_trained, need / GB)
 
 
@@ -166,11 +177,12 @@ def _plan_joint(sizes: _Sizes) -> StagePlan:
     cost = encoder_flops(encoder, lengths) * (visible / len(lengths))
     again = cost.forward if config.tokens_per_chunk is not None else 0.0
     longest = max(sizes.view.places[record].n_cells for record in sizes.records) * float(lengths.mean())
-    n_trained = of_se2.n_trained + n_parameters(sizes.encoder)
     encoder_bytes = encoder_activation_bytes(encoder, min(config.tokens_per_chunk or longest, longest))
-    more = training_bytes(n_trained=n_parameters(sizes.encoder), n_frozen=0, activation_bytes=encoder_bytes) / GB
+    n_encoder = n_parameters(sizes.encoder)
+    n_trained = of_se2.n_trained + n_encoder
+    more = training_bytes(n_trained=n_encoder, n_frozen=0, activation_bytes=encoder_bytes, **sizes.in_parts(n_encoder)) / GB
     tokens = of_se2.tokens + visible * float(lengths.mean())
-    flops, memory = of_se2.flops + cost.total + again, of_se2.memory_gb + more - FLOAT * n_parameters(sizes.encoder) / GB
+    flops, memory = of_se2.flops + cost.total + again, of_se2.memory_gb + more - FLOAT * n_encoder / GB
     return StagePlan("joint", of_se2.steps, of_se2.cells, of_se2.sub_slices, tokens, flops, n_trained, memory)
 
 

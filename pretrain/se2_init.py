@@ -90,15 +90,14 @@ def fit_heads(objectives: SE2Objectives, view: View, *, seed: int) -> None:
     told: list[Tensor] = []
     transformer.train()  # with dropout, or heads would lean on what it takes away
     torch.manual_seed(torch_seed(seed, 2))
-    device = transformer.embedding_layer.weight.device
     for record in _some_records(view, seed, RECORDS_TO_FIT):
-        batch = collate([view.read(record)]).to(device)
+        batch = collate([view.read(record)])
         pairs = transformer.find_pairs(batch)
-        told.append(transformer(batch, pairs).cell_repr[batch.is_cell].cpu())
+        told.append(transformer(batch, pairs).cell_repr[batch.is_cell])
         if objectives.context_head is not None and objectives.context_um is not None:
-            targets.setdefault(objectives.context_head, []).append(context_of_cells(batch, pairs, objectives.context_um).flatten(1).cpu())
+            targets.setdefault(objectives.context_head, []).append(context_of_cells(batch, pairs, objectives.context_um).flatten(1))
         if objectives.own_head is not None:
-            targets.setdefault(objectives.own_head, []).append(own_of_cells(batch).cpu())
+            targets.setdefault(objectives.own_head, []).append(own_of_cells(batch))
     x = torch.cat(told).double()
     x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # (n, 257)
     squares = x.mT @ x

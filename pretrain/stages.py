@@ -46,6 +46,8 @@ class Stage:
     validation : Stage, optional
         The same on slices that are held out; its model is not used.
     lr_shares : {part of the model: share of the learning rate}
+    blocks : str
+        Submodule of the model whose children run once in every forward pass; a sharded model gathers one of them at a time.
     refresh_every : int, optional
         Steps after which `refresh(border, step)` is called before data of `step` are read; `border` is the step itself, or where a run goes on
         after a stop, the last one before it at which it was called.
@@ -65,6 +67,7 @@ class Stage:
     embed: Callable[[Any, Any], torch.Tensor] | None = None
     validation: Stage | None = None
     lr_shares: dict[str, float] = field(default_factory=dict)
+    blocks: str = ""
     refresh_every: int | None = None
     refresh: Callable[[int, int], None] = lambda *_: None
     begin: Callable[[], None] = lambda: None
@@ -124,7 +127,7 @@ def encoder_stage(
     return Stage(
         ENCODER, config, model, len(units), 1, micro_batch, weights,
         key=lambda unit: view.places[units[unit][0]].key, work=work,
-        embed=lambda model, batch: model.encoder(batch.tokens[: len(batch.tokens) // 2]),
+        embed=lambda model, batch: model.encoder(batch.tokens[: len(batch.tokens) // 2]), blocks="encoder.bert.encoder.layer",
     )  # fmt: skip
 
 
@@ -165,7 +168,7 @@ def se2_stage(
     return Stage(
         SE2, config, model, len(records), config.sub_slices_per_micro_batch, micro_batch, weights,
         key=lambda unit: view.places[records[unit]].key, work=work,
-        embed=lambda model, batch: model.transformer(batch.seen).cell_repr[batch.seen.is_cell],
+        embed=lambda model, batch: model.transformer(batch.seen).cell_repr[batch.seen.is_cell], blocks="transformer.layers",
     )  # fmt: skip
 
 

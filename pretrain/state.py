@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from pretrain.sharding import part_of
 from stofm.durable import read_json, remove, replacing, tree_sha256, write_json
 from stofm.errors import CheckpointError, EnvironmentFault, FormatError, one_line
 from stofm.weights import load_weights
@@ -97,8 +98,8 @@ def best_checkpoint(folder: Path, stage: str) -> Path | None:
     return max(found)[1] if found else None
 
 
-def resume(folder: Path, stage: str, model: nn.Module, optimizer: Optimizer, *, run: dict[str, str], warn: Callable[[str], None]) -> int:
-    """Load the newest whole checkpoint of a stage; returns its step, 0 where there is none.
+def newest_checkpoint(folder: Path, stage: str, *, run: dict[str, str], warn: Callable[[str], None]) -> Path | None:
+    """Return the newest whole checkpoint of a stage; None where there is none.
 
     A damaged checkpoint is named through `warn`, and the one before it is taken.
 
@@ -120,15 +121,20 @@ def resume(folder: Path, stage: str, model: nn.Module, optimizer: Optimizer, *, 
         differing = [name for name, value in run.items() if state["run"].get(name) != value]
         if differing:
             raise CheckpointError(f"checkpoint {path}: its {differing[0]} is not that of this run; expected the same. Choose another `out`.")
-        load_weights(model, path / "weights.safetensors")
-        _load_optimizer(path / "optimizer.safetensors", model, optimizer)
-        return int(state["step"])
-    return 0
+        return path
+    return None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> int:
+    """Load a whole checkpoint; returns its step."""
+    load_weights(model, path / "weights.safetensors", part_of=part_of)
+    _load_optimizer(path / "optimizer.safetensors", model, optimizer)
+    return int(read_json(path / "state.json")["step"])
 
 
 def _load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
     flat: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=FLAT)
-    flat.update(load_file(path))
+    flat.update({name: part_of(whole, flat.get(name)) for name, whole in load_file(path).items()})
     set_optimizer_state_dict(model, optimizer, flat, options=FLAT)
 
 

@@ -22,7 +22,7 @@ from pretrain.embedded import embedded_view, refreshed_view
 from pretrain.encoder_init import start_from_coexpression
 from pretrain.engine import run_stage
 from pretrain.joint import joint_stage
-from pretrain.launch import RUN_KIND, claim_run, make_accelerator, require_divisible
+from pretrain.launch import RUN_KIND, claim_run, make_accelerator, require_divisible, require_shardable
 from pretrain.measure import evaluating
 from pretrain.model_card import model_card
 from pretrain.objectives import SE2Objectives
@@ -40,6 +40,7 @@ from stofm.se2_transformer import SE2Transformer
 UNRELATED = {
     "out",
     "corpus",
+    "sharding",
     "log_every",
     "save_every",
     "n_checkpoints",
@@ -57,7 +58,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     Raises
     ------
     ConfigError
-        If the output holds something else, or the processes do not divide the micro-batches.
+        If the output holds something else, the processes do not divide the micro-batches, or a sharded stage is to be compiled.
     CheckpointError
         If the output holds a run of another configuration, corpus or vocabulary, or the encoder does not fit the vocabulary.
     Stopped
@@ -67,6 +68,7 @@ def train(config: PretrainConfig, callbacks: Callbacks = SILENT) -> Path:
     check_folder(folder, RUN_KIND)
     require_trainable(config, corpus)
     require_trackers(config.trackers)
+    require_shardable(config)
     accelerator = make_accelerator(config)
     if not accelerator.is_main_process:
         callbacks = SILENT

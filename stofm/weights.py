@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import ZipFile, is_zipfile
@@ -36,9 +36,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a file of weights into a module; `CheckpointError` if it is damaged or of another shape."""
-    weights = read_weights(path)
+def load_weights(module: nn.Module, path: Path, *, part_of: Callable[[Tensor, Tensor | None], Tensor] = lambda whole, _: whole) -> None:
+    """Load a file of weights into a module; `CheckpointError` if it is damaged or of another shape.
+
+    `part_of` is given every tensor and the module's own of that name, and returns what goes into the module.
+    """
+    own = module.state_dict()
+    weights = {name: part_of(whole, own.get(name)) for name, whole in read_weights(path).items()}
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:

@@ -33,7 +33,7 @@ def run_plan(path: Path, overrides: Sequence[str], *, device: str, n_devices: in
         if stage.n_micro_batches % n_devices:
             raise ConfigError(f"{name}.n_micro_batches: found {stage.n_micro_batches} for {n_devices} devices; expected a multiple of their number.")
     hardware = device_named(device, config.precision)
-    plan = plan_run(config, corpus)
+    plan = plan_run(config, corpus, n_devices=n_devices)
     lines = read_run_log(Path(config.out) / "losses.jsonl") if belongs(Path(config.out), corpus) else []
     report = _report(config, plan, facts(lines), hardware, n_devices=n_devices, share=share or SHARE)
     if as_json:

@@ -144,13 +144,12 @@ def test_a_preempted_job_goes_on_when_it_is_started_again(config, never_stopped,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["many_processes", "machines"])
+@pytest.mark.parametrize("name", ["many_processes", "machines", "fsdp"])
 def test_a_recipe_of_accelerate_trains_what_one_process_trains(name, config, never_stopped):
     run, port = config.parent / name, free_port()
     more = [["--machine_rank", rank, "--main_process_port", port] for rank in range(2)] if name == "machines" else [["--num_processes", 2]]
-    launchers = [
-        subprocess.Popen([*launch(name, *words), "stofm", "train", config, f"out={run}"], env=environment(ACCELERATE_USE_CPU=1)) for words in more
-    ]
+    command = ["stofm", "train", config, f"out={run}", f"sharding={'fsdp2' if name == 'fsdp' else 'none'}"]
+    launchers = [subprocess.Popen([*launch(name, *words), *command], env=environment(ACCELERATE_USE_CPU=1)) for words in more]
     assert [launcher.wait(timeout=900) for launcher in launchers] == [0] * len(launchers)
     assert_same_losses(run, never_stopped)
 

@@ -65,6 +65,16 @@ def test_two_devices_take_half_the_time_of_one(config):
     assert planned(*words, "--devices", 2)["hours"] == pytest.approx(planned(*words)["hours"] / 2)
 
 
+def test_devices_that_share_a_model_need_less_memory_each(config, tmp_path):
+    divided = [f"{stage}_stage.n_micro_batches=8" for stage in ("encoder", "se2", "joint")]
+    words = [config, f"out={tmp_path / 'run'}", "joint_stage.max_steps=4", *divided]
+    whole, parts = (planned(*words, f"sharding={name}", "--devices", 8)["stages"] for name in ("none", "fsdp2"))
+    for mine, theirs in zip(parts, whole, strict=True):
+        assert theirs["memory_gb"] - 16e-9 * theirs["n_trained"] < mine["memory_gb"] < theirs["memory_gb"]
+    alone = planned(*words, "sharding=fsdp2")["stages"]
+    assert [one["memory_gb"] for one in alone] == [one["memory_gb"] for one in whole]
+
+
 def test_the_joint_stage_costs_more_than_the_transformer_alone(config, tmp_path):
     words = [config, f"out={tmp_path / 'run'}", "joint_stage.max_steps=4", "joint_stage.epochs=80"]
     stages = {one["stage"]: one for one in planned(*words)["stages"]}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pretrain.state
-from pretrain.state import best_checkpoint, resume, save_checkpoint, snapshot, write_checkpoint
+from pretrain.state import best_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint, snapshot, write_checkpoint
 from stofm.errors import CheckpointError, EnvironmentFault
 
 RUN = {"configuration": "c1", "corpus": "d1"}
@@ -44,7 +44,8 @@ def resumed(folder, *, run=RUN, stage: str = "se2"):
     """A model of other weights after resuming: step, model, optimizer and warnings."""
     warnings: list[str] = []
     model, optimizer = fresh(seed=1)
-    return resume(folder, stage, model, optimizer, run=run, warn=warnings.append), model, optimizer, warnings
+    found = newest_checkpoint(folder, stage, run=run, warn=warnings.append)
+    return 0 if found is None else load_checkpoint(found, model, optimizer), model, optimizer, warnings
 
 
 @pytest.fixture
