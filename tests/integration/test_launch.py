@@ -120,11 +120,11 @@ def never_stopped(config) -> list[dict]:
     return read_run_log(config.parent / "one/losses.jsonl")
 
 
-def assert_same_losses(run: Path, expected: list[dict]) -> None:
+def assert_same_losses(run: Path, expected: list[dict], *, within: float = 1e-5) -> None:
     found = read_run_log(run / "losses.jsonl")
     assert [(line["stage"], line["step"]) for line in found] == [(line["stage"], line["step"]) for line in expected]
     for mine, theirs in zip(found, expected, strict=True):
-        assert mine["losses"] == pytest.approx(theirs["losses"], abs=1e-5)
+        assert mine["losses"] == pytest.approx(theirs["losses"], abs=within)
     assert (run / "model/model.json").is_file()
 
 
@@ -151,7 +151,8 @@ def test_a_recipe_of_accelerate_trains_what_one_process_trains(name, config, nev
     command = ["stofm", "train", config, f"out={run}", f"sharding={'fsdp2' if name == 'fsdp' else 'none'}"]
     launchers = [subprocess.Popen([*launch(name, *words), *command], env=environment(ACCELERATE_USE_CPU=1)) for words in more]
     assert [launcher.wait(timeout=900) for launcher in launchers] == [0] * len(launchers)
-    assert_same_losses(run, never_stopped)
+    # parts of a model add up the norm of its gradient in another order, and that rounding grows at this rate; test_sharding.py has a smaller one
+    assert_same_losses(run, never_stopped, within=1e-3 if name == "fsdp" else 1e-5)
 
 
 @pytest.mark.slow
