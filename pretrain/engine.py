@@ -49,13 +49,13 @@ def run_stage(
     """
     n_micro, n_ranks, rank, device = stage.config.n_micro_batches, accelerator.num_processes, accelerator.process_index, accelerator.device
     checkpoints, is_main, is_sharded = folder / "checkpoints", accelerator.is_main_process, config.sharding == "fsdp2" and n_ranks > 1
-    found = newest_checkpoint(checkpoints, stage.name, run=run, warn=callbacks.report)
-    if found is None:
+    last = newest_checkpoint(checkpoints, stage.name, run=run, warn=callbacks.report)
+    if last is None:
         stage.begin()
     trained = shard(stage.model, blocks=stage.blocks, device=device, n_ranks=n_ranks) if is_sharded else stage.model.to(device)
     whole = partial(gathered, stage.model, trained) if is_sharded else nullcontext  # in it all weights are in `stage.model`
     optimizer = make_optimizer(trained, stage.config.optim, lr_shares=stage.lr_shares)
-    start = 0 if found is None else load_checkpoint(found, trained, optimizer)
+    start = 0 if last is None else load_checkpoint(last, trained, optimizer)
     log, trackers = RunLog(folder / "losses.jsonl", is_writer=is_main), Trackers(folder, stage.name, config.trackers, start=start, is_writer=is_main)
     log.rewind(stage.name, start)
     accelerator.wait_for_everyone()
