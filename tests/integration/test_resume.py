@@ -30,7 +30,7 @@ def config(tiny_run_config, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(config) -> Path:
-    """The folder of all runs, killed at the moments that `RUNS` says; each went to its end."""
+    """The folder of all runs, killed at the moments that `RUNS` says; each went to its end. `screen.txt` is what they all said."""
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("interrupted.py"), config, config.parent],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -40,6 +40,7 @@ def runs(config) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    (config.parent / "screen.txt").write_text(done.stdout, encoding="utf-8")
     return config.parent
 
 
@@ -63,6 +64,10 @@ def test_losses_are_those_of_a_run_that_was_never_stopped(runs, name):
 def test_the_model_is_the_same_bytes(runs, name):
     assert contents(runs / name / "model") == contents(runs / "never" / "model")
     assert contents(runs / name / "cell_encoder") == contents(runs / "never" / "cell_encoder")
+
+
+def test_a_stage_that_goes_on_from_a_checkpoint_does_not_make_its_start_again(runs):
+    assert (runs / "screen.txt").read_text(encoding="utf-8").count("SE(2) transformer: start") == len(RUNS)
 
 
 def visible(folder: Path) -> list[str]:
