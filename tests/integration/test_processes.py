@@ -59,7 +59,7 @@ def test_micro_batches_that_the_processes_do_not_divide_are_named(tiny_run_confi
 @pytest.mark.slow
 def test_micro_batches_that_the_processes_do_not_divide_are_refused_before_anything_is_written(config):
     out = config.parent / "three"
-    done = in_processes(2, "train", config, f"out={out}", "encoder_stage.n_micro_batches=3", "joint_stage=null")
+    done = in_processes(2, "train", config, f"out={out}", "encoder_stage.n_micro_batches=3", "se2_stage.n_micro_batches=3", "joint_stage=null")
     errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
     assert errors == {
         "error: encoder_stage.n_micro_batches: found 3 for 2 processes; expected a multiple of their number. Start 1 or 3 of them, or set it."
