@@ -28,7 +28,7 @@ from corpus.gene_ids import load_gene_tables
 from corpus.gene_vocab import GeneVocab
 from corpus.published_scheme import published_distances
 from corpus.scales import ScaleConfig
-from corpus.slice import Slice
+from corpus.slice import Slice, SliceSpec
 from downstream.embedding import Embedder, EmbedOptions, embed_slice
 from downstream.memory import BYTES_PER_CELL
 from downstream.tables import read_receipt
@@ -36,11 +36,22 @@ from stofm.cell_encoder import CellEncoder, CellEncoderConfig
 from stofm.checkpoint import Model, save_model
 from stofm.fields import EMBEDDING_DIM, N_LEADING_SPECIALS, PAD_TOKEN
 from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
+from tools.embed import run_embed
 
 AT_LEAST, MOST_GROWTH = 5.0, 1.2
 CELLS_PER_BATCH, CELLS_PER_SUB_SLICE, N_VIRTUAL = 32, 1000, 32  # of the published way
 RELEASED = CellEncoderConfig(n_layers=6, width=256, n_heads=4, ffn_dim=512), SE2TransformerConfig(n_layers=4)
 SMALL = CellEncoderConfig(n_layers=1, width=16, n_heads=2, ffn_dim=16), SE2TransformerConfig(n_layers=1, n_heads=2, n_radial=4, n_neighbors=6)
+
+STOFM = """
+from pathlib import Path
+from tools.cli import main
+try:
+    main()
+finally:
+    status = Path("/proc/self/status").read_text().splitlines()
+    print(next(line for line in status if line.startswith("VmHWM")).split()[1])
+"""  # the peak of this program alone, in KiB; `ru_maxrss` counts what held the process before it
 
 
 @dataclass(frozen=True)
@@ -189,19 +200,13 @@ def measure_memory(n_cells: int, n_genes: int, folder: Path) -> int:
     if not (folder / "model").exists():
         write_small_model(folder / "model", n_genes)
     words = ["embed", slice_file, "--model", folder / "model", "--out", out]
-    found = subprocess.run([sys.executable, __file__, *map(str, words)], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", STOFM, *map(str, words)], capture_output=True, text=True, check=True)
     receipt = read_receipt(out / slice_file.name)
     assert receipt is not None
     assert receipt["n_embedded"] == n_cells
     slice_file.unlink()
     (out / slice_file.name).unlink()
-    return int(found.stdout.split()[-1])
-
-
-def peak_bytes() -> int:
-    """Most memory that this process has held since its program started; what the one that started it held does not count, as in `ru_maxrss`."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return int(found.stdout.split()[-1]) * 1024
 
 
 def test_bench_runs_tiny() -> None:
@@ -212,8 +217,13 @@ def test_bench_runs_tiny() -> None:
     assert plain_cells(encoder, st_slice.counts[:40], vocab).shape == (40, EMBEDDING_DIM)
 
 
-def test_memory_is_measured_tiny(tmp_path: Path) -> None:
-    assert measure_memory(TINY.n_for_memory[0], TINY.n_genes, tmp_path) > 1e8
+def test_a_made_up_file_is_embedded(tmp_path: Path) -> None:
+    write_made_up(tmp_path / "made_up.h5ad", TINY.n_cells, TINY.n_genes)
+    write_small_model(tmp_path / "model", TINY.n_genes)
+    (path,) = run_embed([SliceSpec(path=str(tmp_path / "made_up.h5ad"))], tmp_path / "model", tmp_path / "out")
+    receipt = read_receipt(path)
+    assert receipt is not None
+    assert receipt["n_embedded"] == TINY.n_cells
 
 
 @pytest.mark.slow
@@ -248,8 +258,8 @@ def test_ten_times_the_cells_take_hardly_more_memory(tmp_path: Path) -> None:
         "# Memory of `stofm embed`",
         "",
         f"Question: how much more does a process that runs `stofm embed` hold at its peak, all of it, libraries and model included, for a slice of "
-        f"{n_cells[1]:,} cells than for one of {n_cells[0]:,}? From a file of counts ({FULLY.n_genes} genes, two in five of them seen in a cell) to the "
-        "embedded file; a small model with random weights, whose layers take little beside what grows with the cells.",
+        f"{n_cells[1]:,} cells than for one of {n_cells[0]:,}? From a file of counts ({FULLY.n_genes} genes, two in five of them seen in a cell) to "
+        "the embedded file; a small model with random weights, so that its layers take little.",
         "",
         "| cells | peak, MB |",
         "|---|---|",
@@ -260,12 +270,3 @@ def test_ten_times_the_cells_take_hardly_more_memory(tmp_path: Path) -> None:
     write_report("embedding_memory", lines, work=FULLY.n_for_memory, packages=("numpy", "torch", "transformers", "scikit-learn", "anndata"))
     assert growth <= MOST_GROWTH
     assert per_cell <= BYTES_PER_CELL, "the budget that `stofm embed` refuses by"
-
-
-if __name__ == "__main__":
-    from tools.cli import main
-
-    try:
-        main()
-    finally:
-        print(peak_bytes())
