@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from corpus.slice import FloatArray, IntArray
+from stofm.errors import EnvironmentFault
 
 BLOCK_CELLS = 8192
 
@@ -51,7 +52,7 @@ class ArrayOnDisk:
         file = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed with the array
         weakref.finalize(self, file.close)
         file.truncate(self._row_bytes * shape[0])
-        self._file = file.fileno()
+        self._folder, self._file = folder, file.fileno()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -69,10 +70,18 @@ class ArrayOnDisk:
         shape = (_n_rows(rows, len(self)), *self.shape[1:])
         values = np.ascontiguousarray(np.broadcast_to(values, shape), self.dtype)
         for row, part in _runs(rows, len(self)):
-            left, place = memoryview(values[part]).cast("B"), row * self._row_bytes
-            while left:  # a disk that fills up takes a part before it says so
+            self._write(memoryview(values[part]).cast("B"), row * self._row_bytes)
+
+    def _write(self, left: memoryview, place: int) -> None:
+        while left:  # a disk that fills up takes a part before it says so
+            try:
                 n_written = os.pwrite(self._file, left, place)
-                left, place = left[n_written:], place + n_written
+            except OSError as error:
+                raise EnvironmentFault(
+                    f"scratch file in {self._folder}: {error.strerror}; expected room for arrays of all cells, one of them of "
+                    f"{self._row_bytes * len(self) / 1e9:.1f} GB. Free some, or choose an output on another disk."
+                ) from error
+            left, place = left[n_written:], place + n_written
 
 
 def _n_rows(rows: slice | IntArray, n: int) -> int:

@@ -110,10 +110,11 @@ def _cluster(coords_um: FloatArray, embeddings: CellArray, n_clusters: int, conf
         for block in row_blocks(n_fitted):
             features[block] = scale(features[block])
         means = KMeans(n_clusters, n_init=1, random_state=config.seed, copy_x=False).fit(features)
+        del features
         labels = means.labels_
         if n_fitted < n:
             labels = np.concatenate([means.predict(scale(np.hstack([coords_um[rows], project(embeddings[rows])]))) for rows in row_blocks(n)])
-    return np.unique(labels, return_inverse=True)[1]
+    return (np.cumsum(np.bincount(labels) > 0) - 1)[labels]
 
 
 def _principal_axes(embeddings: CellArray, rows: IntArray, n_components: int) -> Callable[[FloatArray], FloatArray]:

@@ -22,7 +22,7 @@ from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_
 from corpus.slice import BoolArray, FloatArray, IntArray, Slice, SliceSpec
 from corpus.sub_slices import cut_sub_slices
 from corpus.virtual_cells import VirtualCells, make_virtual_cells, means_of
-from downstream.memory import BYTES_PER_CELL, BYTES_PER_CELL_IN_MEMORY, halving, in_batches, require_room, sub_slices_in
+from downstream.memory import BYTES_PER_CELL, BYTES_PER_CELL_IN_MEMORY, halving, in_batches, require_room, return_freed, sub_slices_in
 from downstream.seams import Seams, cosine_difference, measure_seams
 from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import TOKENS_PER_BATCH, embed_cells
@@ -281,9 +281,11 @@ def _embed_in_tissue_order(
     st_slice: Slice, embedder: Embedder, options: EmbedOptions, *, wanted: IntArray | None = None, scratch: NewArray | None = None
 ) -> _InTissueOrder:
     """As `embed_slice`; arrays of all cells come from `scratch`, by default they are in memory."""
-    require_room(st_slice.n_cells, options.max_memory, bytes_per_cell=BYTES_PER_CELL_IN_MEMORY if scratch is None else BYTES_PER_CELL)
+    is_in_memory = scratch is None or embedder.scales.scheme == "published"
+    require_room(st_slice.n_cells, options.max_memory, bytes_per_cell=BYTES_PER_CELL_IN_MEMORY if is_in_memory else BYTES_PER_CELL)
     new_array = scratch or np.zeros
     scale = read_gene_scale(st_slice, embedder, min_genes=options.min_genes, new_array=new_array)
+    return_freed()
     encoder = embedder.model.cell_encoder
     embeddings = new_array((len(scale.rows), EMBEDDING_DIM), np.float32)
     halving(
@@ -293,6 +295,7 @@ def _embed_in_tissue_order(
     )
     is_wanted = None if wanted is None else np.isin(scale.rows, wanted)
     virtual = None if embedder.scales.scheme == "published" else make_virtual_cells(scale.coords_um, embeddings, embedder.scales.virtual_cells)
+    return_freed()
 
     def represent(**more: Any) -> CellArray:
         return represent_cells(scale, embeddings, embedder, virtual=virtual, max_memory=options.max_memory, new_array=new_array, **more)
@@ -382,6 +385,7 @@ def represent_cells(
         seen, read = _published_input(scale, embeddings)
     else:
         seen, read = _tissue_input(scale, embeddings, embedder.scales, virtual, is_shifted=is_shifted)
+    return_freed()
     numbers = [number for number, (rows, weights) in enumerate(seen) if is_wanted is None or (is_wanted[rows] & (weights > 0)).any()]
     by_size = sorted(numbers, key=lambda number: len(seen[number][0]))  # little padding
     total, weight = new_array(embeddings.shape, np.float32), np.zeros((len(embeddings), 1), np.float32)

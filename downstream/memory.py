@@ -47,6 +47,15 @@ def resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def return_freed() -> None:
+    """Return to the system what was freed: glibc keeps the heap of one stage of work for the next, which may need other sizes."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def parse_bytes(text: str) -> int:
     """Read a size (``8GB``, ``500 MiB``); `ConfigError` if it is none."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?\s*", text.upper())
