@@ -7,7 +7,7 @@ from scipy.sparse import csr_matrix
 
 from corpus.slice import FloatArray, IntArray
 
-CELLS_AT_A_TIME = 65_536
+CELLS_AT_A_TIME = 8_192
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 

@@ -128,6 +128,13 @@ def map_to_human(st_slice: Slice, tables: GeneTables, markers: Collection[str] =
     return human, audit_genes(st_slice.gene_names, human, counts_of_gene, species=st_slice.species, release=tables.release, markers=markers)
 
 
+def human_genes_of(st_slice: Slice, tables: GeneTables) -> StrArray:
+    """As `map_to_human`, without an audit and without a look at the counts."""
+    human = human_ids_of(st_slice.gene_names, st_slice.ensembl_ids, st_slice.species, tables)
+    _require_some(st_slice.gene_names, human, st_slice.species)
+    return human
+
+
 def human_ids_of(names: StrArray, ensembl_ids: StrArray, species: Species, tables: GeneTables) -> StrArray:
     """Return the human Ensembl id, (n_genes,) str, "" for none, of genes with these names and ids ("" where not known) of `species`."""
     of_symbol = tables.ensembl_of_symbol[species]
@@ -137,13 +144,8 @@ def human_ids_of(names: StrArray, ensembl_ids: StrArray, species: Species, table
 
 def audit_genes(names: StrArray, human: StrArray, counts: FloatArray, *, species: Species, release: str, markers: Collection[str]) -> GeneAudit:
     """Say what became of genes, (n_genes,), with these human ids and total counts; raises as `map_to_human`."""
+    _require_some(names, human, species)
     is_mapped = human != ""
-    if not is_mapped.any():
-        raise BadSlice(
-            "VOCAB",
-            f"none of the {len(human)} genes maps to a human Ensembl id as {species} genes (first: {', '.join(names[:3])}); "
-            "expected symbols or Ensembl ids. Set `species`, or name the id column with `gene_id_column`.",
-        )
     unmapped, total = names[~is_mapped], counts.sum()
     return GeneAudit(
         n_genes=len(human),
@@ -157,6 +159,15 @@ def audit_genes(names: StrArray, human: StrArray, counts: FloatArray, *, species
         unmapped_examples=tuple(unmapped[np.argsort(-counts[~is_mapped].astype(np.int64), kind="stable")[:10]].tolist()),
         release=release,
     )
+
+
+def _require_some(names: StrArray, human: StrArray, species: Species) -> None:
+    if not (human != "").any():
+        raise BadSlice(
+            "VOCAB",
+            f"none of the {len(human)} genes maps to a human Ensembl id as {species} genes (first: {', '.join(names[:3])}); "
+            "expected symbols or Ensembl ids. Set `species`, or name the id column with `gene_id_column`.",
+        )
 
 
 def require_mapped(audit: GeneAudit, *, min_genes: int, min_share_of_genes: float, min_share_of_counts: float = 0.0) -> None:

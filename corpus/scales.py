@@ -10,12 +10,14 @@ import numpy as np
 from pydantic import Field
 from scipy.sparse import csr_matrix
 
+from corpus.cell_arrays import CellArray, NewArray, row_blocks
 from corpus.cell_order import content_keys, tissue_order
 from corpus.gene_vocab import GeneVocab
 from corpus.published_scheme import extract_published
 from corpus.rank_value import RankValueConfig, rank_value_encode
+from corpus.readers.count_blocks import StoredCounts, blocks_of, n_detected
 from corpus.record import Record
-from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
+from corpus.slice import FloatArray, IntArray, StrArray
 from corpus.sub_slices import SubSlice, SubSliceConfig, cut_sub_slices
 from corpus.virtual_cells import VirtualCellConfig, VirtualCells, make_virtual_cells
 from stofm.config import FrozenModel
@@ -36,6 +38,7 @@ from stofm.fields import (
 )
 from stofm.gene_tokens import GeneTokens
 
+CELLS_TAKEN = 1024  # whose gene tokens, up to some thousands each, are put in order at once
 EmbedCells = Callable[[GeneTokens], FloatArray]  # gene tokens of n cells -> (n, 256) float32 cell embeddings, unit length
 
 
@@ -62,6 +65,8 @@ class GeneScale:
     coords_um : (n, 2) float64, micrometres
     n_cut : int
         Cells that express more genes of the vocabulary than they have tokens.
+    n_genes : int
+        Genes that some cell has among its tokens.
     """
 
     rows: IntArray
@@ -69,22 +74,44 @@ class GeneScale:
     tokens: GeneTokens
     coords_um: FloatArray
     n_cut: int = 0
+    n_genes: int = 0
 
 
-def extract_gene_scale(counts: csr_matrix, human_ids: StrArray, coords_um: FloatArray, vocab: GeneVocab, config: RankValueConfig) -> GeneScale:
-    """Count the vocabulary's genes in every cell and encode them."""
-    of_vocab = vocab.count(counts, human_ids)
-    has_tokens: BoolArray = np.diff(of_vocab.indptr) > 0
-    kept = np.flatnonzero(has_tokens)
-    if not len(kept):
-        empty = GeneTokens(np.zeros(0, np.uint32), np.zeros(1, np.int64))
-        return GeneScale(kept, np.zeros(0, np.uint64), empty, coords_um[kept])
-    keys = content_keys(of_vocab)[kept]
-    order = tissue_order(keys, coords_um[kept])
+def extract_gene_scale(
+    counts: csr_matrix | StoredCounts,
+    human_ids: StrArray,
+    coords_um: FloatArray,
+    vocab: GeneVocab,
+    config: RankValueConfig,
+    *,
+    new_array: NewArray = np.zeros,
+) -> GeneScale:
+    """Count the vocabulary's genes in every cell and encode them, a block of cells at a time; `new_array` makes what holds their gene tokens."""
+    encoded, n_encoded = new_array((int(n_detected(counts).sum()),), np.uint32), 0
+    all_keys, all_lengths, is_seen, n_cut = [], [], np.zeros(vocab.n_tokens, bool), 0
+    for block in blocks_of(counts):
+        of_vocab = vocab.count(block, human_ids)
+        tokens = rank_value_encode(of_vocab, vocab.medians, max_tokens=config.max_tokens)
+        encoded[n_encoded : n_encoded + len(tokens.tokens)] = tokens.tokens
+        n_encoded += len(tokens.tokens)
+        is_seen[tokens.tokens] = True
+        n_cut += int((np.diff(of_vocab.indptr) > config.max_tokens).sum())
+        all_keys.append(content_keys(of_vocab))
+        all_lengths.append(tokens.lengths.astype(np.uint16))
+    in_file_order = GeneTokens.of_lengths(encoded, np.concatenate(all_lengths))
+    kept = np.flatnonzero(in_file_order.lengths)
+    keys = np.concatenate(all_keys)[kept]
+    order = tissue_order(keys, coords_um[kept]) if len(kept) else kept
     rows = kept[order]
-    tokens = rank_value_encode(of_vocab[rows], vocab.medians, max_tokens=config.max_tokens)
-    n_cut = int((np.diff(of_vocab.indptr) > config.max_tokens).sum())
-    return GeneScale(rows, keys[order], tokens, coords_um[rows], n_cut)
+    return GeneScale(rows, keys[order], _in_order(in_file_order, rows, new_array), coords_um[rows], n_cut, int(is_seen.sum()))
+
+
+def _in_order(tokens: GeneTokens, cells: IntArray, new_array: NewArray) -> GeneTokens:
+    """Gene tokens of these cells, in that order."""
+    ordered = GeneTokens.of_lengths(new_array((int(tokens.offsets[-1]),), np.uint32), tokens.lengths[cells])
+    for block in row_blocks(len(cells), CELLS_TAKEN):
+        ordered.tokens[ordered.offsets[block.start] : ordered.offsets[block.stop]] = tokens.take(cells[block]).tokens
+    return ordered
 
 
 def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) -> Iterator[Record]:
@@ -148,7 +175,7 @@ def _embeddings_of(scale: GeneScale, embed_cells: EmbedCells) -> FloatArray:
     return embeddings
 
 
-def sub_slice_arrays(scale: GeneScale, embeddings: FloatArray, virtual: VirtualCells, sub_slice: SubSlice) -> dict[str, np.ndarray]:
+def sub_slice_arrays(scale: GeneScale, embeddings: CellArray, virtual: VirtualCells, sub_slice: SubSlice) -> dict[str, np.ndarray]:
     """Return what the SE(2) transformer reads of one sub-slice, places relative to its centre (see `stofm.fields`)."""
     members = sub_slice.rows
     coords, centre = _centred(scale.coords_um[members])

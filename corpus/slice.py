@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, issparse
 from scipy.spatial import cKDTree
 
 from stofm.config import FrozenModel
@@ -60,7 +60,7 @@ class Slice:
     slice_id : str
         Name, unique in a corpus.
     counts : (n_cells, n_genes) CSR, molecules
-        Raw counts: finite, non-negative, whole.
+        Raw counts: finite, non-negative, whole. Where it was asked for, `corpus.readers.count_blocks.StoredCounts` instead.
     gene_names : (n_genes,) str
         As the source spells them.
     ensembl_ids : (n_genes,) str
@@ -128,7 +128,8 @@ class Slice:
         if self.controls is None:
             object.__setattr__(self, "controls", csr_matrix((n_cells, 0), dtype=np.float32))
         require_cells(n_cells, n_genes)
-        require_counts(self.counts.data)
+        if issparse(self.counts):  # stored ones were tested when they were found
+            require_counts(self.counts.data)
         require_coordinates(self.coords_um, n_cells)
         assert self.gene_names.shape == self.ensembl_ids.shape == (n_genes,)
         assert all(values.shape == (n_cells,) for values in [*self.labels.values(), self.source_rows])

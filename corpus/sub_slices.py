@@ -148,7 +148,8 @@ def _halve(rows: IntArray, sizes: list[float], coords_um: FloatArray, keys: np.n
 
 def _nearer_end(rows: IntArray, n_first: int, coords_um: FloatArray, keys: np.ndarray) -> BoolArray:
     """Mark the first `n_first` cells along the longer axis, those at the border by content, then by their place across, then by row."""
-    along, across = np.round(_places(coords_um[rows], keys[rows]), TIE_UM).T
+    places = _places(coords_um[rows], keys[rows])
+    along, across = np.round(places, TIE_UM, out=places).T
     border = np.partition(along, n_first - 1)[n_first - 1]
     is_first, ties = along < border, np.flatnonzero(along == border)
     is_first[ties[np.lexsort((across[ties], keys[rows[ties]]))[: n_first - is_first.sum()]]] = True
@@ -162,7 +163,12 @@ def _places(coords_um: FloatArray, keys: np.ndarray) -> FloatArray:
     axis itself where a group is as wide as it is long. Where all express alike, those far from the centre weigh more.
     """
     centred = coords_um - coords_um.mean(axis=0)
-    weights = keys.astype(np.float64) / 2.0**64 - 0.5 if (keys != keys[0]).any() else (centred**2).sum(axis=1)
+    if (keys != keys[0]).any():
+        weights = keys.astype(np.float64)
+        weights /= 2.0**64  # in place: of large slices these arrays are what memory holds most of
+        weights -= 0.5
+    else:
+        weights = (centred**2).sum(axis=1)
     spreads, axes = np.linalg.eigh(centred.T @ centred)
     pull = weights @ centred
     along = pull if spreads[1] - spreads[0] <= ISOTROPY * spreads[1] else axes[:, 1]

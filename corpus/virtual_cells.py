@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
 from scipy.sparse import csr_matrix
 
+from corpus.cell_arrays import CellArray, row_blocks, sum_of_rows
 from corpus.slice import FloatArray, IntArray
 from stofm.config import FrozenModel
 
-BLOCK_CELLS = 8192
+MOST_FITTED = 200_000  # cells
 
 
 class VirtualCellConfig(FrozenModel):
@@ -51,17 +53,16 @@ class VirtualCells:
     of_cell: IntArray
 
 
-def make_virtual_cells(coords_um: FloatArray, embeddings: FloatArray, config: VirtualCellConfig) -> VirtualCells:
+def make_virtual_cells(coords_um: FloatArray, embeddings: CellArray, config: VirtualCellConfig) -> VirtualCells:
     """Cluster a slice on its places and expression, side by side and each scaled to unit spread.
 
     The result follows the order of the rows given: hand them over in `tissue_order`, and neither the file's row order
-    nor the way the tissue lies matters.
+    nor the way the tissue lies matters. Beyond `MOST_FITTED` cells, clusters are found on an even share of the rows, and all cells join the nearest.
 
     Parameters
     ----------
     coords_um : (n, 2) float64, micrometres
     embeddings : (n, 256) float32
-    config : VirtualCellConfig
 
     Notes
     -----
@@ -75,58 +76,70 @@ def make_virtual_cells(coords_um: FloatArray, embeddings: FloatArray, config: Vi
     return virtual_cells_of(_cluster(coords_um, embeddings, n_clusters, config), coords_um, embeddings)
 
 
-def virtual_cells_of(of_cell: IntArray, coords_um: FloatArray, embeddings: FloatArray) -> VirtualCells:
+def virtual_cells_of(of_cell: IntArray, coords_um: FloatArray, embeddings: CellArray) -> VirtualCells:
     """Return the virtual cells of clusters 0, 1, ... of cells, (n,) int64."""
     sizes = np.bincount(of_cell)
     return VirtualCells(
-        coords_um=_means(coords_um, of_cell, sizes),
-        embeddings=_means(embeddings, of_cell, sizes).astype(np.float32),
+        coords_um=means_of(of_cell, sizes, coords_um),
+        embeddings=means_of(of_cell, sizes, embeddings).astype(np.float32),
         sizes=sizes,
         of_cell=of_cell,
     )
 
 
-def _cluster(coords_um: FloatArray, embeddings: FloatArray, n_clusters: int, config: VirtualCellConfig) -> IntArray:
+def _cluster(coords_um: FloatArray, embeddings: CellArray, n_clusters: int, config: VirtualCellConfig) -> IntArray:
     """k-means labels without gaps, (n,) int64; on one thread, since sums over several come in the order in which they finish."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
+    n = len(coords_um)
+    n_fitted = min(n, MOST_FITTED)
+    fitted = np.arange(n_fitted) * n // n_fitted
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: fewer virtual cells
-        scores = _principal_scores(embeddings, config.n_components)
-        features = np.hstack([_unit_spread(coords_um) * config.space_weight**0.5, _unit_spread(scores) * (1 - config.space_weight) ** 0.5])
-        labels = KMeans(n_clusters, n_init=1, random_state=config.seed).fit_predict(features)
-    return np.unique(labels, return_inverse=True)[1]
+        project = _principal_axes(embeddings, fitted, config.n_components)
+        features = np.empty((n_fitted, 2 + min(config.n_components, embeddings.shape[1])))
+        for block in row_blocks(n_fitted):
+            features[block] = np.hstack([coords_um[fitted[block]], project(embeddings[fitted[block]])])
+        scalings = _unit_spread(features[:, :2], config.space_weight), _unit_spread(features[:, 2:], 1 - config.space_weight)
+
+        def scale(some: FloatArray) -> FloatArray:
+            return np.hstack([scaling(part) for scaling, part in zip(scalings, (some[:, :2], some[:, 2:]), strict=True)])
+
+        for block in row_blocks(n_fitted):
+            features[block] = scale(features[block])
+        means = KMeans(n_clusters, n_init=1, random_state=config.seed, copy_x=False).fit(features)
+        del features
+        labels = means.labels_
+        if n_fitted < n:
+            labels = np.concatenate([means.predict(scale(np.hstack([coords_um[rows], project(embeddings[rows])]))) for rows in row_blocks(n)])
+    return (np.cumsum(np.bincount(labels) > 0) - 1)[labels]
 
 
-def _principal_scores(embeddings: FloatArray, n_components: int) -> FloatArray:
-    """Scores of the leading principal components, (n, n_components) float64."""
-    mean = embeddings.mean(axis=0, dtype=np.float64)
+def _principal_axes(embeddings: CellArray, rows: IntArray, n_components: int) -> Callable[[FloatArray], FloatArray]:
+    """Return what gives the scores, (m, n_components) float64, of embeddings, (m, 256), on the leading principal components of these rows."""
+    mean = sum_of_rows(lambda block: embeddings[rows[block]], len(rows), np.float64) / len(rows)
     scatter = np.zeros((embeddings.shape[1], embeddings.shape[1]))
-    for block in _blocks(len(embeddings)):
-        centred = embeddings[block] - mean
+    for block in row_blocks(len(rows)):
+        centred = embeddings[rows[block]] - mean
         scatter += centred.T @ centred
     leading = np.linalg.eigh(scatter)[1][:, : -n_components - 1 : -1]
-    return np.vstack([(embeddings[block] - mean) @ leading for block in _blocks(len(embeddings))])
+    return lambda some: (some - mean) @ leading
 
 
-def _unit_spread(points: FloatArray) -> FloatArray:
-    """Centre points and scale them to a mean squared length of 1; points that all coincide become zeros."""
-    centred = points - points.mean(axis=0)
-    spread = np.sqrt((centred**2).sum(axis=1).mean())
-    return centred / spread if spread > 1e-9 else np.zeros_like(centred)
+def _unit_spread(points: FloatArray, weight: float) -> Callable[[FloatArray], FloatArray]:
+    """Return what centres points by these, and scales them to a mean squared length of `weight`; where these all coincide, to zeros."""
+    n = len(points)
+    centre = sum_of_rows(lambda block: points[block], n, np.float64) / n
+    spread = np.sqrt(np.concatenate([((points[block] - centre) ** 2).sum(axis=1) for block in row_blocks(n)]).mean())
+    return lambda some: (some - centre) / spread * weight**0.5 if spread > 1e-9 else np.zeros_like(some)
 
 
-def _means(values: FloatArray, of_cell: IntArray, sizes: IntArray) -> FloatArray:
+def means_of(of_cell: IntArray, sizes: IntArray, values: CellArray) -> FloatArray:
     """Mean of the rows of each cluster, (V, D) float64."""
     sums = np.zeros((len(sizes), values.shape[1]))
-    for block in _blocks(len(values)):
+    for block in row_blocks(len(values)):
         members = of_cell[block]
         sums += csr_matrix((np.ones(len(members)), (members, np.arange(len(members)))), shape=(len(sizes), len(members))) @ values[block]
     return sums / sizes[:, None]
-
-
-def _blocks(n_cells: int) -> list[slice]:
-    """Rows to work through a block at a time, so that not all embeddings are in float64 at once."""
-    return [slice(start, start + BLOCK_CELLS) for start in range(0, n_cells, BLOCK_CELLS)]

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 import stofm
-from corpus.gene_ids import GeneTables, gene_tables_of_model, map_to_human
+from corpus.cell_arrays import BLOCK_CELLS, CellArray, NewArray, row_blocks, sum_of_rows
+from corpus.gene_ids import GeneTables, gene_tables_of_model, human_genes_of
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
 from corpus.halo import blend_weights
 from corpus.published_scheme import extract_published, published_distances
@@ -20,8 +21,8 @@ from corpus.readers import sections_of, slice_name, slice_of, technology_of
 from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
 from corpus.slice import BoolArray, FloatArray, IntArray, Slice, SliceSpec
 from corpus.sub_slices import cut_sub_slices
-from corpus.virtual_cells import VirtualCells, make_virtual_cells, virtual_cells_of
-from downstream.memory import halving, in_batches, require_room, sub_slices_in
+from corpus.virtual_cells import VirtualCells, make_virtual_cells, means_of
+from downstream.memory import BYTES_PER_CELL, BYTES_PER_CELL_IN_MEMORY, halving, in_batches, require_room, return_freed, sub_slices_in
 from downstream.seams import Seams, cosine_difference, measure_seams
 from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import TOKENS_PER_BATCH, embed_cells
@@ -134,7 +135,15 @@ def tabulate(pair_bias: DistanceBias) -> float:
         return 0.0
 
 
-def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOptions = DEFAULTS, *, input_sha256: str = "") -> AnnData:
+def embed(
+    table: AnnData,
+    embedder: Embedder,
+    spec: SliceSpec,
+    options: EmbedOptions = DEFAULTS,
+    *,
+    input_sha256: str = "",
+    scratch: NewArray | None = None,
+) -> AnnData:
     """Embed a table that a reader gave; the table itself is returned, with more in it.
 
     Adds ``obsm["X_stofm"]`` (n_cells, 256) float32, ``obs["stofm_status"]``, ``uns["stofm"]`` (the receipt) and, on request,
@@ -145,6 +154,9 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOpt
     ----------
     input_sha256 : str
         Names the input in the receipt; default: the hash of the counts and places of the slice.
+    scratch : NewArray, optional
+        Makes the arrays of all cells, as `corpus.cell_arrays.ArrayOnDisk` does; counts then stay where they are, and what is added to `obsm` is
+        read when it is written (a dask array). Needs `input_sha256`. Default: all in memory.
 
     Raises
     ------
@@ -153,37 +165,69 @@ def embed(table: AnnData, embedder: Embedder, spec: SliceSpec, options: EmbedOpt
     EnvironmentFault
         If memory runs out, or `options.max_memory` does not suffice.
     """
-    cell_repr = np.full((table.n_obs, EMBEDDING_DIM), np.nan, np.float32)
-    cell_embeddings = np.full_like(cell_repr if options.keep_cell_embeddings else cell_repr[:0], np.nan)
-    status = np.full(table.n_obs, OTHER_SECTION, dtype=object)
+    new_array = scratch or np.zeros
+    added = {X_STOFM: _no_numbers(new_array, table.n_obs)}
+    if options.keep_cell_embeddings:
+        added[X_STOFM_CELL] = _no_numbers(new_array, table.n_obs)
+    status = np.empty(table.n_obs, dtype=object)
+    status.fill(OTHER_SECTION)  # one text for all; `np.full` makes one each
     summaries, content = {}, hashlib.sha256()
     for one in sections_of(table, spec):
-        st_slice = slice_of(table, one)
+        st_slice = slice_of(table, one, is_stored=scratch is not None)
         with located(f"slice {slice_name(one)!r} ({spec.path})"):
-            result = embed_slice(st_slice, embedder, options)
-        rows = st_slice.source_rows
-        cell_repr[rows] = result.cell_repr
-        if options.keep_cell_embeddings:
-            cell_embeddings[rows] = result.cell_embeddings
-        status[rows] = np.where(result.is_embedded, EMBEDDED, NO_GENES)
-        for reason, dropped in st_slice.dropped_rows.items():
+            result = _embed_in_tissue_order(st_slice, embedder, options, scratch=scratch)
+        for reason, dropped in {**st_slice.dropped_rows, NO_GENES: st_slice.source_rows}.items():
             status[dropped] = reason
+        rows = st_slice.source_rows[result.rows]
+        status[rows] = EMBEDDED
+        for key, values in ((X_STOFM, result.cell_repr), (X_STOFM_CELL, result.cell_embeddings)):
+            if key in added:
+                _place(values, added[key], rows)
         summaries[st_slice.slice_id] = result.summary
-        for array in (st_slice.counts.indptr, st_slice.counts.indices, st_slice.counts.data, st_slice.coords_um):
-            content.update(flat_bytes(array))
-    table.obsm[X_STOFM] = cell_repr
-    if options.keep_cell_embeddings:
-        table.obsm[X_STOFM_CELL] = cell_embeddings
+        if not input_sha256:
+            for array in (st_slice.counts.indptr, st_slice.counts.indices, st_slice.counts.data, st_slice.coords_um):
+                content.update(flat_bytes(array))
+    for key, values in added.items():
+        table.obsm[key] = values if scratch is None else _read_when_written(values)
     table.obs[STOFM_STATUS] = status
     table.uns[UNS_STOFM] = {
         **receipt_of(embedder, spec, options, input_sha256=input_sha256 or content.hexdigest()),
         "pair_bias_error": embedder.bias_error,
         "um_per_unit": st_slice.source["um_per_unit"],
         "n_embedded": int((status == EMBEDDED).sum()),
-        "x_stofm_sha256": hashlib.sha256(flat_bytes(cell_repr)).hexdigest(),
+        "x_stofm_sha256": sha256_of(added[X_STOFM]),
         "slice_embedding": summaries,
     }
     return table
+
+
+def _no_numbers(new_array: NewArray, n_cells: int) -> CellArray:
+    """A row of NaN for every cell."""
+    array = new_array((n_cells, EMBEDDING_DIM), np.float32)
+    for block in row_blocks(n_cells):
+        array[block] = np.nan
+    return array
+
+
+def _place(values: CellArray, into: CellArray, rows: IntArray) -> None:
+    """Write the rows of one array to these rows of another."""
+    for block in row_blocks(len(rows)):
+        into[rows[block]] = values[block]
+
+
+def _read_when_written(values: CellArray) -> Any:
+    """An array on disk as one that AnnData writes block by block."""
+    from dask.array import from_array
+
+    return from_array(values, chunks=(BLOCK_CELLS, -1), name=False, meta=np.empty((0, 0), values.dtype))
+
+
+def sha256_of(values: CellArray) -> str:
+    """Return the sha256 of the bytes of an array, row by row."""
+    content = hashlib.sha256()
+    for block in row_blocks(len(values)):
+        content.update(flat_bytes(values[block]))
+    return content.hexdigest()
 
 
 def flat_bytes(array: np.ndarray) -> memoryview:
@@ -210,48 +254,67 @@ def receipt_of(embedder: Embedder, spec: SliceSpec, options: EmbedOptions, *, in
     }
 
 
+@dataclass(frozen=True, eq=False)
+class _InTissueOrder:
+    """What a model says of the cells of a slice that can be embedded, (n, 256) float32 each, and their rows, (n,) int64; see `SliceEmbedding`."""
+
+    rows: IntArray
+    cell_repr: CellArray
+    cell_embeddings: CellArray
+    summary: dict[str, np.ndarray | float]
+
+
 def embed_slice(st_slice: Slice, embedder: Embedder, options: EmbedOptions = DEFAULTS, *, wanted: IntArray | None = None) -> SliceEmbedding:
     """Embed a slice: gene scale, virtual cells, sub-slices, SE(2) transformer; every cell comes back once, in its row.
 
     With `wanted`, rows of the slice, only these are sure to be represented, and to be what they are in the whole; others may be NaN.
     """
-    require_room(st_slice.n_cells, options.max_memory)
-    scale = read_gene_scale(st_slice, embedder, min_genes=options.min_genes)
+    found = _embed_in_tissue_order(st_slice, embedder, options, wanted=wanted)
+    cell_repr, cell_embeddings = (np.full((st_slice.n_cells, EMBEDDING_DIM), np.nan, np.float32) for _ in range(2))
+    cell_repr[found.rows], cell_embeddings[found.rows] = found.cell_repr[:], found.cell_embeddings[:]
+    is_embedded = np.zeros(st_slice.n_cells, dtype=bool)
+    is_embedded[found.rows] = True
+    return SliceEmbedding(cell_repr, cell_embeddings, is_embedded, found.summary)
+
+
+def _embed_in_tissue_order(
+    st_slice: Slice, embedder: Embedder, options: EmbedOptions, *, wanted: IntArray | None = None, scratch: NewArray | None = None
+) -> _InTissueOrder:
+    """As `embed_slice`; arrays of all cells come from `scratch`, by default they are in memory."""
+    is_in_memory = scratch is None or embedder.scales.scheme == "published"
+    require_room(st_slice.n_cells, options.max_memory, bytes_per_cell=BYTES_PER_CELL_IN_MEMORY if is_in_memory else BYTES_PER_CELL)
+    new_array = scratch or np.zeros
+    scale = read_gene_scale(st_slice, embedder, min_genes=options.min_genes, new_array=new_array)
+    return_freed()
     encoder = embedder.model.cell_encoder
-    embeddings = halving(
-        lambda n_tokens: embed_cells(encoder, scale.tokens, cls_token=embedder.vocab.cls_token, tokens_per_batch=n_tokens),
+    embeddings = new_array((len(scale.rows), EMBEDDING_DIM), np.float32)
+    halving(
+        lambda n_tokens: embed_cells(encoder, scale.tokens, cls_token=embedder.vocab.cls_token, tokens_per_batch=n_tokens, into=embeddings),
         TOKENS_PER_BATCH["cpu" if next(encoder.parameters()).device.type == "cpu" else "gpu"],
         what="cells",
     )
     is_wanted = None if wanted is None else np.isin(scale.rows, wanted)
     virtual = None if embedder.scales.scheme == "published" else make_virtual_cells(scale.coords_um, embeddings, embedder.scales.virtual_cells)
+    return_freed()
 
-    def represent(**more: Any) -> FloatArray:
-        return represent_cells(scale, embeddings, embedder, virtual=virtual, max_memory=options.max_memory, **more)
-
-    def in_rows(values: FloatArray) -> FloatArray:
-        rows = np.full((st_slice.n_cells, EMBEDDING_DIM), np.nan, np.float32)
-        rows[scale.rows] = values
-        return rows
+    def represent(**more: Any) -> CellArray:
+        return represent_cells(scale, embeddings, embedder, virtual=virtual, max_memory=options.max_memory, new_array=new_array, **more)
 
     cell_repr = represent(is_wanted=is_wanted)
     summary = _summary(cell_repr, virtual) if wanted is None else {}
     if options.measure_seams and virtual is not None:
         seams = _seams(scale, cell_repr, represent(is_shifted=True), embedder.scales)
         summary |= {"seam_score": seams.score, "seam_pairs": seams.n_pairs}
-    is_embedded = np.zeros(st_slice.n_cells, dtype=bool)
-    is_embedded[scale.rows] = True
-    return SliceEmbedding(in_rows(cell_repr), in_rows(embeddings), is_embedded, summary)
+    return _InTissueOrder(scale.rows, cell_repr, embeddings, summary)
 
 
-def read_gene_scale(st_slice: Slice, embedder: Embedder, *, min_genes: int = 0) -> GeneScale:
+def read_gene_scale(st_slice: Slice, embedder: Embedder, *, min_genes: int = 0, new_array: NewArray = np.zeros) -> GeneScale:
     """Return the gene scale of a slice as the model reads it; `DataError` if it expresses too few genes of the vocabulary, or none."""
-    ids, _ = map_to_human(st_slice, embedder.tables)
-    scale = extract_gene_scale(st_slice.counts, ids, st_slice.coords_um, embedder.vocab, embedder.scales.rank_value)
-    n_genes = int((np.bincount(scale.tokens.tokens) > 0).sum()) if len(scale.rows) else 0
-    if n_genes < min_genes:
+    ids = human_genes_of(st_slice, embedder.tables)
+    scale = extract_gene_scale(st_slice.counts, ids, st_slice.coords_um, embedder.vocab, embedder.scales.rank_value, new_array=new_array)
+    if scale.n_genes < min_genes:
         raise DataError(
-            f"{n_genes} genes with counts are in the model's vocabulary; expected at least {min_genes}. Use a model for these genes, "
+            f"{scale.n_genes} genes with counts are in the model's vocabulary; expected at least {min_genes}. Use a model for these genes, "
             "or lower `min_genes` (command line: --min-genes)."
         )
     if not len(scale.rows):
@@ -259,16 +322,21 @@ def read_gene_scale(st_slice: Slice, embedder: Embedder, *, min_genes: int = 0) 
     return scale
 
 
-def _summary(cell_repr: FloatArray, virtual: VirtualCells | None) -> dict[str, np.ndarray | float]:
-    summary: dict[str, np.ndarray | float] = {"mean": cell_repr.mean(axis=0, dtype=np.float64).astype(np.float32), "spread": cell_repr.std(axis=0)}
+def _summary(cell_repr: CellArray, virtual: VirtualCells | None) -> dict[str, np.ndarray | float]:
+    """The slice as a whole; sums come row after row, so that blocks change no bit."""
+    n = len(cell_repr)
+    middle = sum_of_rows(lambda block: cell_repr[block], n, np.float32) / np.float32(n)
+    squares = sum_of_rows(lambda block: (cell_repr[block] - middle) ** 2, n, np.float32)
+    mean = (sum_of_rows(lambda block: cell_repr[block], n, np.float64) / n).astype(np.float32)
+    summary: dict[str, np.ndarray | float] = {"mean": mean, "spread": np.sqrt(squares / np.float32(n))}
     if virtual is not None and len(virtual.sizes):
         by_size = np.argsort(-virtual.sizes, kind="stable")
-        means = virtual_cells_of(virtual.of_cell, np.zeros((len(cell_repr), 2)), cell_repr).embeddings
+        means = means_of(virtual.of_cell, virtual.sizes, cell_repr).astype(np.float32)
         summary |= {"virtual_mean": means[by_size], "virtual_sizes": virtual.sizes[by_size]}
     return summary
 
 
-def _seams(scale: GeneScale, cell_repr: FloatArray, shifted: FloatArray, config: ScaleConfig) -> Seams:
+def _seams(scale: GeneScale, cell_repr: CellArray, shifted: CellArray, config: ScaleConfig) -> Seams:
     owners = []
     for is_shifted in (False, True):
         owners.append(np.empty(len(cell_repr), np.int64))
@@ -280,14 +348,15 @@ def _seams(scale: GeneScale, cell_repr: FloatArray, shifted: FloatArray, config:
 @torch.inference_mode()
 def represent_cells(
     scale: GeneScale,
-    embeddings: FloatArray,
+    embeddings: CellArray,
     embedder: Embedder,
     *,
     virtual: VirtualCells | None = None,
     is_shifted: bool = False,
     is_wanted: BoolArray | None = None,
     max_memory: int | None = None,
-) -> FloatArray:
+    new_array: NewArray = np.zeros,
+) -> CellArray:
     """Run the SE(2) transformer over a slice; (n, 256) float32 in the order of `scale`.
 
     What several sub-slices tell of a cell, the one that owns it and those that see it as context, is averaged (`corpus.halo.blend_weights`).
@@ -302,6 +371,8 @@ def represent_cells(
         Only what these cells need is computed; cells that no sub-slice was read for are NaN.
     max_memory : int, optional
         Bytes that the process may hold: decides how many sub-slices are read at once, not what comes out.
+    new_array : NewArray
+        Makes what is returned.
 
     Raises
     ------
@@ -314,9 +385,10 @@ def represent_cells(
         seen, read = _published_input(scale, embeddings)
     else:
         seen, read = _tissue_input(scale, embeddings, embedder.scales, virtual, is_shifted=is_shifted)
+    return_freed()
     numbers = [number for number, (rows, weights) in enumerate(seen) if is_wanted is None or (is_wanted[rows] & (weights > 0)).any()]
     by_size = sorted(numbers, key=lambda number: len(seen[number][0]))  # little padding
-    total, weight = np.zeros_like(embeddings), np.zeros((len(embeddings), 1), np.float32)
+    total, weight = new_array(embeddings.shape, np.float32), np.zeros((len(embeddings), 1), np.float32)
 
     def represent(numbers: list[int]) -> None:
         batch, pairs = read(numbers, device)
@@ -330,8 +402,9 @@ def represent_cells(
 
     largest = max((len(rows) for rows, _ in seen), default=1)
     in_batches(by_size, represent, n_most=sub_slices_in(max_memory, largest), what="sub-slices")
-    np.divide(total, weight, out=total, where=weight > 0)
-    total[weight[:, 0] == 0] = np.nan
+    for block in row_blocks(len(total)):
+        told_of = np.full((len(weight[block]), EMBEDDING_DIM), np.nan, np.float32)
+        total[block] = np.divide(total[block], weight[block], out=told_of, where=weight[block] > 0)
     return total
 
 
@@ -340,7 +413,7 @@ ReadBatch = Callable[[list[int], torch.device], tuple[SubSliceBatch, Pairs | Non
 
 
 def _tissue_input(
-    scale: GeneScale, embeddings: FloatArray, config: ScaleConfig, virtual: VirtualCells | None, *, is_shifted: bool
+    scale: GeneScale, embeddings: CellArray, config: ScaleConfig, virtual: VirtualCells | None, *, is_shifted: bool
 ) -> tuple[Seen, ReadBatch]:
     virtual = make_virtual_cells(scale.coords_um, embeddings, config.virtual_cells) if virtual is None else virtual
     parts = cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices, is_shifted=is_shifted)
@@ -351,7 +424,7 @@ def _tissue_input(
     return [(one.rows, blend_weights(one.rows, one.n_owned, scale.coords_um)) for one in parts], read
 
 
-def _published_input(scale: GeneScale, embeddings: FloatArray) -> tuple[Seen, ReadBatch]:
+def _published_input(scale: GeneScale, embeddings: CellArray) -> tuple[Seen, ReadBatch]:
     order = np.argsort(scale.rows)  # cells in the order of the file
     published = extract_published(scale.coords_um[order], embeddings[order])
     places, virtual = published.places, published.virtual

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from corpus.cell_arrays import CellArray
 from corpus.scales import ScaleConfig
 from corpus.slice import FloatArray, Slice
 from downstream.baselines import pca_features, with_neighbor_mean
@@ -68,9 +69,9 @@ def model_features(st_slice: Slice, parts: ModelParts) -> dict[str, Features]:
             cell_repr = represent_cells(scale, cells, replace(embedder, scales=scales))
         return in_rows(cell_repr, encoding + cost)
 
-    def in_rows(values: FloatArray, cost: Cost) -> Features:
+    def in_rows(values: CellArray, cost: Cost) -> Features:
         rows = np.full((st_slice.n_cells, EMBEDDING_DIM), np.nan, np.float32)
-        rows[scale.rows] = values
+        rows[scale.rows] = values[:]
         return Features((rows,), cost)
 
     cells, encoding = cells_of(embedder.model.cell_encoder)

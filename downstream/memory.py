@@ -12,14 +12,15 @@ from stofm.errors import ConfigError, EnvironmentFault
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 SUB_SLICES_PER_BATCH = 2
-BYTES_PER_CELL = 6_000  # counted: at most five arrays of 256 float32 at a time, gene tokens, and what clustering takes of a cell
+BYTES_PER_CELL = 300  # with its arrays on disk: measured, see tests/benchmarks/bench_embedding.py
+BYTES_PER_CELL_IN_MEMORY = 6_000  # counted: at most five arrays of 256 float32 at a time, gene tokens, and what clustering takes of a cell
 BYTES_PER_TOKEN, BYTES_PER_PAIR = 25_000, 12  # of a sub-slice in the transformer: its layers and entries; the matrix of distances
 T = TypeVar("T")
 
 
-def require_room(n_cells: int, max_memory: int | None) -> None:
-    """Raise `EnvironmentFault` if a slice of `n_cells` cells, read already, cannot be embedded in `max_memory` bytes."""
-    needed = resident_bytes() + n_cells * BYTES_PER_CELL
+def require_room(n_cells: int, max_memory: int | None, *, bytes_per_cell: int) -> None:
+    """Raise `EnvironmentFault` if a slice of `n_cells` cells, found already, cannot be embedded in `max_memory` bytes."""
+    needed = resident_bytes() + n_cells * bytes_per_cell
     if max_memory is not None and needed > max_memory:
         raise EnvironmentFault(
             f"{n_cells:,} cells need about {needed / 1e9:.1f} GB in all; expected at most {max_memory / 1e9:.1f}, the memory allowed. "
@@ -44,6 +45,15 @@ def resident_bytes() -> int:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def return_freed() -> None:
+    """Return to the system what was freed: glibc keeps the heap of one stage of work for the next, which may need other sizes."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def parse_bytes(text: str) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from corpus.cell_arrays import CellArray, row_blocks
 from corpus.slice import FloatArray, IntArray, StrArray
 
 N_NEIGHBORS = 6
@@ -67,10 +68,18 @@ def neighbor_pairs(coords_um: FloatArray) -> tuple[IntArray, IntArray]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def cosine_difference(vectors: FloatArray) -> Differ:
+def cosine_difference(vectors: CellArray) -> Differ:
     """One minus the cosine between the vectors, (n, D), of two cells."""
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return lambda i, j: 1 - (unit[i] * unit[j]).sum(axis=1, dtype=np.float64)
+
+    def unit(cells: IntArray) -> FloatArray:
+        some = vectors[cells]
+        return some / np.linalg.norm(some, axis=1, keepdims=True)
+
+    def differ(i: IntArray, j: IntArray) -> FloatArray:
+        cosines = [(unit(i[block]) * unit(j[block])).sum(axis=1, dtype=np.float64) for block in row_blocks(len(i))]
+        return 1 - np.concatenate([np.zeros(0), *cosines])
+
+    return differ
 
 
 def label_difference(labels: StrArray) -> Differ:

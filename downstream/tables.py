@@ -23,6 +23,20 @@ def output_suffix(spec: SliceSpec) -> str:
     return ".zarr" if technology_of(spec) == "spatialdata" else ".h5ad"
 
 
+def is_copied(spec: SliceSpec) -> bool:
+    """Tell whether the output is a copy of the input with more in it: of an ``.h5ad`` or a SpatialData store."""
+    technology = technology_of(spec)
+    return technology == "spatialdata" or (technology == "anndata" and _is_current(Path(spec.path)))
+
+
+def forget_names(table: AnnData, spec: SliceSpec) -> None:
+    """Let go of the names of a table's cells, some 100 bytes each, where the output has them from the input."""
+    import pandas as pd
+
+    if is_copied(spec):
+        table.obs.index = pd.RangeIndex(table.n_obs)
+
+
 def write_embedded(table: AnnData, spec: SliceSpec, path: Path) -> Path:
     """Write an embedded table, whole or not at all; returns the path.
 
@@ -30,17 +44,17 @@ def write_embedded(table: AnnData, spec: SliceSpec, path: Path) -> Path:
     What other readers gave becomes an ``.h5ad``.
     """
     with replacing(path) as aside:
-        if technology_of(spec) == "spatialdata":
+        if not is_copied(spec):
+            table.write_h5ad(aside, compression="gzip")
+        elif Path(spec.path).is_dir():
             shutil.copytree(spec.path, aside)
             _add_to_store(aside, spec, table)
-        elif technology_of(spec) == "anndata" and _is_current(Path(spec.path)):
+        else:
             import h5py
 
             shutil.copyfile(spec.path, aside)
             with h5py.File(aside, "r+") as file:
                 _add(file, table)
-        else:
-            table.write_h5ad(aside, compression="gzip")
     return path
 
 

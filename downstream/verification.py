@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from corpus.readers import open_table, sections_of, slice_of
 from corpus.readers.anndata_h5ad import close
 from corpus.slice import FloatArray, IntArray, SliceSpec
-from downstream.embedding import Embedder, embed_slice, flat_bytes, require_embedded
+from downstream.embedding import Embedder, embed_slice, require_embedded, sha256_of
 from downstream.tables import written_spec
 from stofm.errors import DataError
 from stofm.fields import UNS_STOFM
@@ -50,7 +49,7 @@ def verify_embedding(path: Path, embedder: Embedder, *, n_cells: int | None, see
         receipt = table.uns[UNS_STOFM]
         if "x_stofm_sha256" not in receipt:
             raise DataError(f"slice {path.stem!r}: its receipt is of an older version; expected one with hashes. Embed it again.")
-        if hashlib.sha256(flat_bytes(found)).hexdigest() != str(receipt["x_stofm_sha256"]):
+        if sha256_of(found) != str(receipt["x_stofm_sha256"]):
             n_cells = None
         spec = written_spec(path, receipt)
         n_compared, differing = 0, []

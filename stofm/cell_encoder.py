@@ -134,7 +134,9 @@ class CellEncoder(nn.Module):
 
 
 @torch.inference_mode()
-def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tokens_per_batch: int | None = None) -> NDArray[np.float32]:
+def embed_cells(
+    encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tokens_per_batch: int | None = None, into: Any = None
+) -> NDArray[np.float32]:
     """Embed any number of cells, short with short, so that hardly anything is padding.
 
     Neither the order of the cells nor `tokens_per_batch` changes an embedding beyond rounding. By default a batch fits the processor's
@@ -143,11 +145,11 @@ def embed_cells(encoder: CellEncoder, tokens: GeneTokens, *, cls_token: int, tok
     Returns
     -------
     (n, 256) float32, unit length
-        In the order of the cells.
+        In the order of the cells; `into`, an array or what is indexed like one, if it is given.
     """
     device = next(encoder.parameters()).device
     budget = tokens_per_batch or TOKENS_PER_BATCH["cpu" if device.type == "cpu" else "gpu"]
-    embeddings = np.empty((len(tokens.lengths), EMBEDDING_DIM), np.float32)
+    embeddings = np.empty((len(tokens.lengths), EMBEDDING_DIM), np.float32) if into is None else into
     for cells in batches_by_length(tokens.lengths + 1, budget):
         embeddings[cells] = encoder(torch.from_numpy(tokens.padded(cells, cls_token=cls_token)).to(device)).float().cpu().numpy()
     return embeddings

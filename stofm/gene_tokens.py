@@ -36,7 +36,7 @@ class GeneTokens:
 
     def take(self, cells: NDArray[np.integer]) -> GeneTokens:
         """Return the cells `cells`, in that order."""
-        taken = GeneTokens.of_lengths(self.tokens, self.lengths[cells])
+        taken = GeneTokens.of_lengths(self.tokens, self.offsets[cells + 1] - self.offsets[cells])
         source = np.repeat(self.offsets[cells] - taken.offsets[:-1], taken.lengths) + np.arange(taken.offsets[-1])
         return GeneTokens(self.tokens[source], taken.offsets)
 

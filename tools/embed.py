@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from corpus.gene_ids import map_to_human
+from corpus.cell_arrays import ArrayOnDisk
+from corpus.gene_ids import human_genes_of
 from corpus.readers import open_table, sections_of, slice_name, slice_of
 from corpus.readers.anndata_h5ad import close
 from corpus.slice import SliceSpec
 from corpus.steps import input_sha256
 from downstream.embedding import DEFAULTS, Embedder, EmbedOptions, embed, load_embedder, receipt_of
 from downstream.memory import parse_bytes
-from downstream.tables import output_suffix, read_receipt, write_embedded
+from downstream.tables import forget_names, output_suffix, read_receipt, write_embedded
 from stofm.durable import check_folder, claim_folder, sweep
 from stofm.errors import ConfigError, DataError, located
 from tools.console import say, show_error, tracking
@@ -77,13 +79,15 @@ def _embed_one(spec: SliceSpec, embedder: Embedder, out: Path, options: EmbedOpt
                 return path
             if not overwrite:
                 for one in sections_of(table, spec):  # an input that cannot be used at all is what to hear of first
-                    st_slice = slice_of(table, one)
+                    st_slice = slice_of(table, one, is_stored=True)
                     with located(f"slice {slice_name(one)!r} ({spec.path})"):
-                        map_to_human(st_slice, embedder.tables)
+                        human_genes_of(st_slice, embedder.tables)
                 raise ConfigError(f"slice {name!r}: {path} holds an embedding of another {other[0]}; expected none, or this one. "
                                   "Choose another output, or replace it with --overwrite.")  # fmt: skip
         with tracking(f"{name}: embedding"):
-            embed(table, embedder, spec, options, input_sha256=input_id)
+            forget_names(table, spec)
+            beside = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
+            embed(table, embedder, spec, options, input_sha256=input_id, scratch=partial(ArrayOnDisk, beside))
             claim_folder(out, EMBEDDED_KIND)
             write_embedded(table, spec, path)
     finally:

@@ -160,8 +160,8 @@ def sections_of(table: AnnData, spec: SliceSpec) -> list[SliceSpec]:
         return section_specs(table, find_places(table, spec.spatial_key), spec, name=slice_name(spec))
 
 
-def slice_of(table: AnnData, spec: SliceSpec) -> Slice:
-    """Validate a table that was read before; raises as `read_slice`."""
+def slice_of(table: AnnData, spec: SliceSpec, *, is_stored: bool = False) -> Slice:
+    """Validate a table that was read before, with `is_stored` as in `slice_from_table`; raises as `read_slice`."""
     with located(f"slice {slice_name(spec)!r} ({spec.path})"):
         converted = None if technology_of(spec) in UNITS_OF_THE_FILE else float(provenance_of(table.uns)["um_per_unit"])
-        return slice_from_table(table, spec, slice_id=slice_name(spec), converted=converted)
+        return slice_from_table(table, spec, slice_id=slice_name(spec), converted=converted, is_stored=is_stored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix, hstack
 
 from corpus.qc import obs_unit_of
 from corpus.readers.controls import is_control_name
-from corpus.readers.count_blocks import read_counts
+from corpus.readers.count_blocks import StoredCounts, n_detected, read_counts, store_counts
 from corpus.readers.sections import rows_of_section
 from corpus.slice import BoolArray, FloatArray, Slice, SliceSpec, Species, StrArray, require_cells, require_coordinates, to_micrometres
 from stofm.errors import BadSlice
@@ -28,13 +28,15 @@ NO_PLACE, NO_COUNTS = "no place", "no counts"  # why a cell was dropped
 ID_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "ensembl", "feature_id")
 
 
-def slice_from_table(table: AnnData, spec: SliceSpec, *, slice_id: str, converted: float | None = None) -> Slice:
+def slice_from_table(table: AnnData, spec: SliceSpec, *, slice_id: str, converted: float | None = None, is_stored: bool = False) -> Slice:
     """Validate an AnnData table as a `Slice`; cells without a place or without a count are dropped, and counted.
 
     Parameters
     ----------
     converted : micrometres per unit of the source
         Given by readers whose coordinates are micrometres already.
+    is_stored : bool
+        Leave the counts where they are (`StoredCounts`), and labels and controls out: for slices that need not fit into memory.
 
     Raises
     ------
@@ -50,23 +52,23 @@ def slice_from_table(table: AnnData, spec: SliceSpec, *, slice_id: str, converte
     um_per_unit = spec.um_per_unit if converted is None else 1.0
     coords_um, um_per_unit = to_micrometres(coords, declared_unit=declared_unit(table.uns), um_per_unit=um_per_unit)
     is_here[rows[~is_placed]] = False
-    counts, var, counts_from = find_counts(table, spec.counts_layer, is_here)
+    counts, var, counts_from = _find_counts(table, spec.counts_layer, is_here, store_counts if is_stored else read_counts)
 
     gene_names = var.index.to_numpy().astype(str)
     ensembl_ids = find_ensembl_ids(var, spec.gene_id_column)
     is_control = _controls(gene_names, ensembl_ids)
-    beside, beside_names = _controls_beside(table, is_here)
+    require_labels(table, spec.labels)
     provenance = provenance_of(table.uns)
     technology = str(provenance.get("technology", "unknown"))
     donor_column = next((name for name in ("donor", "patient", "animal") if name in table.obs), None)
     st_slice = Slice(
         slice_id=slice_id,
-        counts=counts[:, ~is_control] if is_control.any() else counts,
+        counts=_of_genes(counts, ~is_control),
         gene_names=gene_names[~is_control],
         ensembl_ids=ensembl_ids[~is_control],
         coords_um=coords_um[is_placed],
         species=find_species(spec.species, provenance.get("species"), ensembl_ids, gene_names),
-        labels={name: values[is_here] for name, values in find_labels(table, spec.labels).items()},
+        labels={} if is_stored else {name: values[is_here] for name, values in find_labels(table, spec.labels).items()},
         source={
             "technology": technology,
             "tissue": str(provenance.get("tissue", "unknown")),
@@ -80,10 +82,21 @@ def slice_from_table(table: AnnData, spec: SliceSpec, *, slice_id: str, converte
         },
         source_rows=np.flatnonzero(is_here),
         dropped_rows={} if is_placed.all() else {NO_PLACE: rows[~is_placed]},
-        controls=hstack([counts[:, is_control], beside], format="csr", dtype=np.float32),
-        control_names=np.concatenate([gene_names[is_control], beside_names]),
+        **({} if is_stored else _controls_of(table, is_here, counts[:, is_control], gene_names[is_control])),
     )
-    return st_slice.without(np.diff(st_slice.counts.indptr) == 0, NO_COUNTS)
+    return st_slice.without(n_detected(st_slice.counts) == 0, NO_COUNTS)
+
+
+def _of_genes(counts: csr_matrix | StoredCounts, is_gene: BoolArray) -> csr_matrix | StoredCounts:
+    if isinstance(counts, StoredCounts):
+        return counts.of_genes(is_gene)
+    return counts if is_gene.all() else counts[:, is_gene]
+
+
+def _controls_of(table: AnnData, is_here: BoolArray, among_genes: csr_matrix, names: StrArray) -> dict[str, Any]:
+    """Counts and names of the controls found among the genes and beside them, as `Slice` takes them."""
+    beside, beside_names = _controls_beside(table, is_here)
+    return {"controls": hstack([among_genes, beside], format="csr", dtype=np.float32), "control_names": np.concatenate([names, beside_names])}
 
 
 def find_counts(table: AnnData, layer: str | None, is_read: BoolArray) -> tuple[csr_matrix, pd.DataFrame, str]:
@@ -93,10 +106,15 @@ def find_counts(table: AnnData, layer: str | None, is_read: BoolArray) -> tuple[
     -------
     (is_read.sum(), n_genes) CSR float32 ; the table of its genes ; where they were found
     """
+    return _find_counts(table, layer, is_read, read_counts)
+
+
+def _find_counts(table: AnnData, layer: str | None, is_read: BoolArray, read: Callable[[Any, BoolArray], Any]) -> tuple[Any, pd.DataFrame, str]:
+    """As `find_counts`; `read` is `read_counts` or `store_counts`."""
     if layer is not None and layer not in table.layers:
         raise BadSlice("NOT_COUNTS", f"found layers {sorted(table.layers)}; expected {layer!r}. Set `counts_layer` to one of them.")
     if layer is not None:
-        return read_counts(table.layers[layer], is_read), table.var, f"layers[{layer!r}]"
+        return read(table.layers[layer], is_read), table.var, f"layers[{layer!r}]"
     found = [] if table.X is None else [(table.X, table.var, "X")]
     found += [(table.layers[name], table.var, f"layers[{name!r}]") for name in COUNT_LAYERS if name in table.layers]
     found += [] if table.raw is None else [(table.raw.X, table.raw.var, "raw")]
@@ -105,7 +123,7 @@ def find_counts(table: AnnData, layer: str | None, is_read: BoolArray) -> tuple[
     refusals: list[BadSlice] = []
     for matrix, var, name in found:
         try:
-            return read_counts(matrix, is_read), var, name
+            return read(matrix, is_read), var, name
         except BadSlice as refusal:
             if refusal.code != "NOT_COUNTS":
                 raise
@@ -205,11 +223,16 @@ def find_species(setting: str, stated: str | None, ensembl_ids: StrArray, names:
     return "mouse" if species == "mouse" else "human"
 
 
-def find_labels(table: AnnData, required: dict[str, str]) -> dict[str, StrArray]:
-    """Return label name -> (n_cells,) str, "" where missing; columns named in `required` must exist."""
+def require_labels(table: AnnData, required: dict[str, str]) -> None:
+    """Raise `BadSlice` if the column of a label is not there."""
     missing = sorted(set(required.values()) - set(table.obs))
     if missing:
         raise BadSlice("SETTING", f"labelled column {missing[0]!r} is absent: found obs columns {sorted(table.obs)}; expected it. Correct the name.")
+
+
+def find_labels(table: AnnData, required: dict[str, str]) -> dict[str, StrArray]:
+    """Return label name -> (n_cells,) str, "" where missing; columns named in `required` must exist."""
+    require_labels(table, required)
     columns = {name: column for name, column in LABEL_COLUMNS.items() if column in table.obs} | required
     return {name: table.obs[column].astype(object).where(table.obs[column].notna(), "").astype(str).to_numpy().astype(str)
             for name, column in sorted(columns.items())}  # fmt: skip

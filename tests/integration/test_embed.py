@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import anndata
 import numpy as np
@@ -11,7 +13,12 @@ from cli import contents, refused, stofm, succeed
 from scipy.sparse import csr_matrix
 
 import downstream
+from corpus import scales, virtual_cells
+from corpus.cell_arrays import ArrayOnDisk
+from corpus.readers import count_blocks, read_slice
+from corpus.slice import SliceSpec
 from downstream import memory
+from downstream.embedding import EmbedOptions, embed, embed_slice, load_embedder
 from stofm.errors import DataError
 
 
@@ -127,6 +134,60 @@ def test_python_gives_what_the_command_line_gives(words, tiny_run, tmp_path):
     downstream.embed(backed, tiny_run / "model", device="cpu", max_memory="20GB")
     np.testing.assert_array_equal(backed.obsm["X_stofm"], written.obsm["X_stofm"])
     backed.file.close()
+
+
+def awkward(path):
+    """A slice with a cell without place, one without counts, one whose only gene no vocabulary has, a control feature, and two sections."""
+    table = anndata.read_h5ad(path)
+    counts = table.X.toarray()
+    counts[[17, 200]] = 0
+    counts[200, 3] = 5
+    table.X = csr_matrix(counts)
+    table.var_names = ["Blank-1", *table.var_names[1:3], "nobodys_gene", *table.var_names[4:]]
+    table.obsm["spatial"][5] = np.nan
+    table.obs["part"] = np.where(np.arange(table.n_obs) % 3 == 0, "a", "b")
+    return table
+
+
+READ_BY = {"one slice": {}, "two sections": {"section_key": "part"}}
+
+
+@pytest.mark.parametrize("reading", READ_BY.values(), ids=READ_BY.keys())
+def test_arrays_on_disk_and_blocks_change_no_bit(reading, tiny_run, simulated_paths, tmp_path, monkeypatch):
+    embedder, spec = load_embedder(tiny_run / "model", device="cpu"), SliceSpec(path="data", technology="anndata", **reading)
+    options = EmbedOptions(keep_cell_embeddings=True, measure_seams=True)
+    usual = embed(awkward(simulated_paths[0]), embedder, spec, options, input_sha256="0")
+    monkeypatch.setattr(count_blocks, "ENTRIES_PER_BLOCK", 16 * 500)
+    monkeypatch.setattr(scales, "CELLS_TAKEN", 30)
+    found = embed(awkward(simulated_paths[0]), embedder, spec, options, input_sha256="0", scratch=partial(ArrayOnDisk, tmp_path))
+    assert set(usual.obs["stofm_status"]) == {"embedded", "no place", "no counts", "no gene of the vocabulary"}
+    assert found.obs["stofm_status"].tolist() == usual.obs["stofm_status"].tolist()
+    for key in ("X_stofm", "X_stofm_cell"):
+        np.testing.assert_array_equal(found.obsm[key].compute(), usual.obsm[key])
+    np.testing.assert_equal(found.uns["stofm"], usual.uns["stofm"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clusters_found_on_a_share_of_the_cells_do_not_follow_row_order(tiny_run, simulated_paths, monkeypatch):
+    monkeypatch.setattr(virtual_cells, "MOST_FITTED", 60)
+    one = read_slice(SliceSpec(path=str(simulated_paths[0])))
+    order = np.random.default_rng(0).permutation(one.n_cells)
+    other = replace(one, counts=one.counts[order], coords_um=one.coords_um[order], labels={})
+    embedder = load_embedder(tiny_run / "model", device="cpu")
+    usual, permuted = (embed_slice(st_slice, embedder) for st_slice in (one, other))
+    assert len(usual.summary["virtual_sizes"]) > 2
+    assert permuted.summary["virtual_sizes"].tolist() == usual.summary["virtual_sizes"].tolist()
+    np.testing.assert_allclose(permuted.cell_repr, usual.cell_repr[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("moment", ["downstream.embedding.represent_cells", "anndata.io.write_elem"])
+def test_a_failure_leaves_nothing_beside_what_stood(moment, words, tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("planted")
+
+    monkeypatch.setattr(moment, fail)
+    assert "planted" in refused(*words)
+    assert {path.name for path in tmp_path.rglob("*")} <= {"one.h5ad", "out", "stofm.json"}
 
 
 def test_a_table_that_is_refused_is_left_as_it_was(tiny_run, simulated_paths):

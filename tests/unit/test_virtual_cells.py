@@ -7,6 +7,7 @@ import pytest
 from synth import random_cells
 from threadpoolctl import threadpool_limits
 
+from corpus import virtual_cells
 from corpus.virtual_cells import VirtualCellConfig, make_virtual_cells
 
 N = 90
@@ -87,3 +88,20 @@ def test_the_number_of_threads_changes_no_bit():
             of_threads.append(make_virtual_cells(coords, embeddings.astype(np.float32), VirtualCellConfig()))
     assert of_threads[0].embeddings.tobytes() == of_threads[1].embeddings.tobytes()
     assert of_threads[0].coords_um.tobytes() == of_threads[1].coords_um.tobytes()
+
+
+def test_clusters_found_on_a_share_of_the_cells_are_joined_by_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    island = rng.integers(0, 3, 3000)
+    coords, embeddings = rng.normal(island[:, None] * 1000.0, 5.0, (3000, 2)), np.eye(256, dtype=np.float32)[island]
+    monkeypatch.setattr(virtual_cells, "MOST_FITTED", 100)
+    virtual = make_virtual_cells(coords, embeddings, VirtualCellConfig(n_max=3))
+    assert len(set(zip(island.tolist(), virtual.of_cell.tolist(), strict=True))) == 3
+    assert virtual.sizes.sum() == 3000
+
+
+@pytest.mark.parametrize("n_fitted", [90, 91, 2**40])
+def test_where_the_share_is_all_cells_nothing_changes(cells, n_fitted, monkeypatch):
+    usual = make_virtual_cells(*cells, VirtualCellConfig(cells_each=10))
+    monkeypatch.setattr(virtual_cells, "MOST_FITTED", n_fitted)
+    assert make_virtual_cells(*cells, VirtualCellConfig(cells_each=10)).embeddings.tobytes() == usual.embeddings.tobytes()
