@@ -36,7 +36,7 @@ def make_accelerator(config: PretrainConfig) -> Accelerator:
 def require_divisible(config: PretrainConfig, n_ranks: int) -> None:
     """Raise `ConfigError` unless every process gets as many micro-batches as any other."""
     common = math.gcd(*(stage.n_micro_batches for stage in config.stages.values()))
-    valid = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+    valid = " or ".join(str(n) for n in range(1, common + 1) if common % n == 0)
     for name, stage in config.stages.items():
         if stage.n_micro_batches % n_ranks:
             raise ConfigError(
