@@ -47,10 +47,12 @@ demo: $(STAMP)
 	$(BIN)/stofm demo --out demo
 
 # Tests write to memory where that has 4 GB to spare, for disks are slow to sync. A core for every worker: threads that wait for each other on a full
-# machine take several times as long. Files go by name, so that those of few but long tests do not come last.
+# machine take several times as long. Files go by name, so that those of few but long tests do not come last. What is compiled is kept, for many
+# tests start processes.
 MEMORY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'END { if ($$4 > 4e6) print "TMPDIR=/dev/shm" }')
-test: lint types
-	$(MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+test:
+	@$(MAKE) --no-print-directory -j2 lint types
+	$(MEMORY) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: test
 

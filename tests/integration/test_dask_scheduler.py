@@ -26,14 +26,14 @@ WORKER = "from distributed.cli.dask_worker import main; main()"
 
 @contextmanager
 def dask(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The address of a scheduler with two workers, each a process of its own; and the scheduler's process."""
+    """The address of a scheduler with a worker that does two tasks at a time, a process of its own; and the scheduler's process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
     commands = [
         [sys.executable, "-c", SCHEDULER, "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"],
-        *[[sys.executable, "-c", WORKER, address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)]] * 2,
+        [sys.executable, "-c", WORKER, address, "--no-nanny", "--nthreads", "2", "--no-dashboard", "--local-directory", str(tmp_path)],
     ]
     with open(tmp_path / "dask.log", "w") as log:
         processes = [subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path) for command in commands]

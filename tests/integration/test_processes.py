@@ -24,6 +24,7 @@ def config(tiny_run_config, tmp_path_factory) -> Path:
     settings = tiny_run_config.model_dump(mode="json") | {"log_every": 1}
     for stage in ("encoder_stage", "se2_stage"):  # rates that let rounding, which differs between numbers of processes, grow little
         settings[stage] |= {"max_steps": 4, "epochs": 8.0, "n_micro_batches": 4, "optim": {"lr": 1e-6}}
+    settings["encoder_stage"]["cells_per_micro_batch"] = 16
     settings["joint_stage"] = {"max_steps": 2, "epochs": 8.0, "n_micro_batches": 4, "refresh_every": 1, "optim": {"lr": 1e-6}}
     return write_yaml(tmp_path_factory.mktemp("processes") / "train.yaml", settings)
 

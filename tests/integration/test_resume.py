@@ -24,6 +24,7 @@ def config(tiny_run_config, tmp_path_factory) -> Path:
     settings = tiny_run_config.model_dump(mode="json") | {"log_every": 1, "save_every": 3, "n_checkpoints": 1}
     for stage in ("encoder_stage", "se2_stage"):
         settings[stage] |= {"max_steps": 8, "epochs": 8.0}
+    settings["encoder_stage"]["cells_per_micro_batch"] = 16
     settings["joint_stage"] = {"max_steps": 8, "epochs": 8.0, "refresh_every": 4, "tokens_per_chunk": 1000}
     return write_yaml(tmp_path_factory.mktemp("resume") / "train.yaml", settings)
 
