@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from report import ratio, take_turns, timing_rows, write_report
+from report import forget_peak, peak_bytes, ratio, take_turns, timing_rows, write_report
 
 from corpus.build import CorpusConfig, build_corpus, embedded_shards
 from corpus.scales import ScaleConfig
@@ -58,7 +57,7 @@ class Size:
     n_rounds: int
 
 
-FULLY = Size((60, 100, 200, 2000), 4000, 1000, CellEncoderConfig(n_layers=2, width=128, ffn_dim=256), 20, 5)
+FULLY = Size((60, 100, 200, 2000), 4000, 1000, CellEncoderConfig(n_layers=2, width=128, ffn_dim=256), 20, 3)
 TINY = Size((20, 60), 200, 100, CellEncoderConfig(n_layers=1, width=16, n_heads=2, ffn_dim=16), 2, 1)
 
 
@@ -107,7 +106,7 @@ def seconds_per_cell(corpus: Corpus, size: Size) -> dict[str, list[float]]:
             train_on(stage.model, CellPairBatch(*map(torch.from_numpy, (np.vstack(seen), is_hidden, np.vstack([true, true])[is_hidden]))))
         counted[RANDOM] = -(-n_cells // 32) * 32
 
-    n_cells, counted = min(32 * size.n_steps, len(every.lengths)), {}
+    n_cells, counted = min(128 * size.n_steps, len(every.lengths)), {}  # so many that every round has its share of each panel
     for _ in range(size.n_rounds):
         for name, (one,) in take_turns({BUCKETED: bucketed, RANDOM: random}, 1).items():
             seconds[name].append(one / counted[name])
@@ -115,7 +114,7 @@ def seconds_per_cell(corpus: Corpus, size: Size) -> dict[str, list[float]]:
 
 
 def joint_memory(folder: Path, size: Size, way: str) -> float:
-    """Megabytes that one step of the joint stage adds to this process's most memory."""
+    """Megabytes that one step of the joint stage adds, at its peak, to what this process held before it."""
     corpus = Corpus(folder / "corpus")
     encoder, view_folder = new_encoder(corpus, size), folder / "embedded"
     if not (view_folder / "view.json").is_file():
@@ -130,9 +129,10 @@ def joint_memory(folder: Path, size: Size, way: str) -> float:
                         make_view=lambda *_: view, cls_token=corpus.vocab.cls_token, seed=0)  # fmt: skip
     longest = max(range(len(view)), key=lambda number: view.places[number].slice_id)  # the last slice has the largest panel
     batch = stage.micro_batch([(0, longest)])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = peak_bytes()
     sum(value / max(1, batch.counts()[name]) for name, value in stage.model(batch).items()).backward()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (peak_bytes() - before) / 1e6
 
 
 def in_child(what: str, folder: Path, size: Size) -> float:

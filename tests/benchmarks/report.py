@@ -29,6 +29,17 @@ def take_turns(
     return seconds
 
 
+def peak_bytes() -> int:
+    """The most memory that this program held; `ru_maxrss` counts what the process held before the program was started in it, too."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` begin with what is held now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> float:
     """How many times as long the median round of one takes as that of the other."""
     return float(np.median(seconds[slow]) / np.median(seconds[fast]))
