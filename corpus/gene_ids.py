@@ -123,7 +123,7 @@ def map_to_human(st_slice: Slice, tables: GeneTables, markers: Collection[str] =
     BadSlice
         ``VOCAB`` if no gene maps.
     """
-    human = human_ids_of(st_slice.gene_names, st_slice.ensembl_ids, st_slice.species, tables)
+    human = human_genes_of(st_slice, tables)
     counts_of_gene = np.asarray(st_slice.counts.sum(axis=0)).ravel()
     return human, audit_genes(st_slice.gene_names, human, counts_of_gene, species=st_slice.species, release=tables.release, markers=markers)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +14,14 @@ import stofm
 from corpus.cell_arrays import BLOCK_CELLS, CellArray, NewArray, row_blocks, sum_of_rows
 from corpus.gene_ids import GeneTables, gene_tables_of_model, human_genes_of
 from corpus.gene_vocab import GeneVocab, read_gene_vocab
-from corpus.halo import blend_weights
-from corpus.published_scheme import extract_published, published_distances
 from corpus.readers import sections_of, slice_name, slice_of, technology_of
-from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale, sub_slice_arrays
-from corpus.slice import BoolArray, FloatArray, IntArray, Slice, SliceSpec
+from corpus.scales import GeneScale, ScaleConfig, extract_gene_scale
+from corpus.slice import FloatArray, IntArray, Slice, SliceSpec
 from corpus.sub_slices import cut_sub_slices
 from corpus.virtual_cells import VirtualCells, make_virtual_cells, means_of
-from downstream.memory import BYTES_PER_CELL, BYTES_PER_CELL_IN_MEMORY, halving, in_batches, require_room, return_freed, sub_slices_in
+from downstream.memory import BYTES_PER_CELL, BYTES_PER_CELL_IN_MEMORY, halving, require_room, return_freed
+from downstream.representation import represent_cells
 from downstream.seams import Seams, cosine_difference, measure_seams
-from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import TOKENS_PER_BATCH, embed_cells
 from stofm.checkpoint import Model, load_model
 from stofm.config import load_config
@@ -32,8 +29,6 @@ from stofm.distance_bias import DistanceBias
 from stofm.durable import replacing
 from stofm.errors import CheckpointError, ConfigError, DataError, located
 from stofm.fields import EMBEDDING_DIM, STOFM_STATUS, UNS_STOFM, X_STOFM, X_STOFM_CELL
-from stofm.geometry import Pairs
-from stofm.published_batch import PublishedSubSlice, collate_published
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -343,101 +338,6 @@ def _seams(scale: GeneScale, cell_repr: CellArray, shifted: CellArray, config: S
         for number, one in enumerate(cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices, is_shifted=is_shifted)):
             owners[-1][one.owned] = number
     return measure_seams(scale.coords_um, (owners[0], cosine_difference(cell_repr)), (owners[1], cosine_difference(shifted)))
-
-
-@torch.inference_mode()
-def represent_cells(
-    scale: GeneScale,
-    embeddings: CellArray,
-    embedder: Embedder,
-    *,
-    virtual: VirtualCells | None = None,
-    is_shifted: bool = False,
-    is_wanted: BoolArray | None = None,
-    max_memory: int | None = None,
-    new_array: NewArray = np.zeros,
-) -> CellArray:
-    """Run the SE(2) transformer over a slice; (n, 256) float32 in the order of `scale`.
-
-    What several sub-slices tell of a cell, the one that owns it and those that see it as context, is averaged (`corpus.halo.blend_weights`).
-
-    Parameters
-    ----------
-    virtual : VirtualCells, optional
-        Spares making them again where the caller has them.
-    is_shifted : bool
-        By another tiling of the slice, to see what the borders of sub-slices do (`downstream.seams`).
-    is_wanted : (n,) bool, optional
-        Only what these cells need is computed; cells that no sub-slice was read for are NaN.
-    max_memory : int, optional
-        Bytes that the process may hold: decides how many sub-slices are read at once, not what comes out.
-    new_array : NewArray
-        Makes what is returned.
-
-    Raises
-    ------
-    BadSlice
-        Under `scheme: published`, if the cells lie in a point or a line; see `corpus.published_scheme`.
-    """
-    transformer = embedder.model.se2_transformer
-    device = next(transformer.parameters()).device
-    if embedder.scales.scheme == "published":
-        seen, read = _published_input(scale, embeddings)
-    else:
-        seen, read = _tissue_input(scale, embeddings, embedder.scales, virtual, is_shifted=is_shifted)
-    return_freed()
-    numbers = [number for number, (rows, weights) in enumerate(seen) if is_wanted is None or (is_wanted[rows] & (weights > 0)).any()]
-    by_size = sorted(numbers, key=lambda number: len(seen[number][0]))  # little padding
-    total, weight = new_array(embeddings.shape, np.float32), np.zeros((len(embeddings), 1), np.float32)
-
-    def represent(numbers: list[int]) -> None:
-        batch, pairs = read(numbers, device)
-        output, is_cell = transformer(batch, pairs).cell_repr.float().cpu().numpy(), batch.is_cell.cpu().numpy()
-        told = [tokens[of_cells] for tokens, of_cells in zip(output, is_cell, strict=True)]
-        for number, tokens in zip(numbers, told, strict=True):
-            rows, weights = seen[number]
-            tokens *= weights[:, None]
-            total[rows] += tokens
-            weight[rows, 0] += weights
-
-    largest = max((len(rows) for rows, _ in seen), default=1)
-    in_batches(by_size, represent, n_most=sub_slices_in(max_memory, largest), what="sub-slices")
-    for block in row_blocks(len(total)):
-        told_of = np.full((len(weight[block]), EMBEDDING_DIM), np.nan, np.float32)
-        total[block] = np.divide(total[block], weight[block], out=told_of, where=weight[block] > 0)
-    return total
-
-
-Seen = list[tuple[IntArray, FloatArray]]  # of each sub-slice: rows of the scale, and how much it says of each counts
-ReadBatch = Callable[[list[int], torch.device], tuple[SubSliceBatch, Pairs | None]]  # of sub-slices with these numbers
-
-
-def _tissue_input(
-    scale: GeneScale, embeddings: CellArray, config: ScaleConfig, virtual: VirtualCells | None, *, is_shifted: bool
-) -> tuple[Seen, ReadBatch]:
-    virtual = make_virtual_cells(scale.coords_um, embeddings, config.virtual_cells) if virtual is None else virtual
-    parts = cut_sub_slices(scale.coords_um, scale.keys, config.sub_slices, is_shifted=is_shifted)
-
-    def read(numbers: list[int], device: torch.device) -> tuple[SubSliceBatch, None]:
-        return collate([sub_slice_arrays(scale, embeddings, virtual, parts[number]) for number in numbers]).to(device), None
-
-    return [(one.rows, blend_weights(one.rows, one.n_owned, scale.coords_um)) for one in parts], read
-
-
-def _published_input(scale: GeneScale, embeddings: CellArray) -> tuple[Seen, ReadBatch]:
-    order = np.argsort(scale.rows)  # cells in the order of the file
-    published = extract_published(scale.coords_um[order], embeddings[order])
-    places, virtual = published.places, published.virtual
-    rows = [order[members] for members in published.sub_slices]
-
-    def sub_slice(number: int) -> PublishedSubSlice:
-        distances = published_distances(places[published.sub_slices[number]], virtual.coords_um)
-        return PublishedSubSlice(embeddings[rows[number]], virtual.embeddings, distances)
-
-    def read(numbers: list[int], device: torch.device) -> tuple[SubSliceBatch, Pairs]:
-        return collate_published([sub_slice(number) for number in numbers], device)
-
-    return [(members, np.ones(len(members), np.float32)) for members in rows], read
 
 
 def require_embedded(table: AnnData, name: str, *, weights_sha256: str | None = None) -> FloatArray:

@@ -12,7 +12,8 @@ from corpus.scales import ScaleConfig
 from corpus.slice import FloatArray, Slice
 from downstream.baselines import pca_features, with_neighbor_mean
 from downstream.cost import Cost, measured
-from downstream.embedding import Embedder, embed_slice, read_gene_scale, represent_cells
+from downstream.embedding import Embedder, embed_slice, read_gene_scale
+from downstream.representation import represent_cells
 from stofm.cell_encoder import CellEncoder, embed_cells
 from stofm.fields import EMBEDDING_DIM
 

@@ -13,7 +13,8 @@ from corpus.cell_order import tissue_order
 from corpus.published_scheme import DIAGONAL, published_distances
 from corpus.scales import GeneScale
 from corpus.slice import FloatArray
-from downstream.embedding import Embedder, represent_cells
+from downstream.embedding import Embedder
+from downstream.representation import represent_cells
 from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import embed_cells
 from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, EMBEDDING_DIM, N_LEADING_SPECIALS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS

@@ -44,14 +44,13 @@ RELEASED = CellEncoderConfig(n_layers=6, width=256, n_heads=4, ffn_dim=512), SE2
 SMALL = CellEncoderConfig(n_layers=1, width=16, n_heads=2, ffn_dim=16), SE2TransformerConfig(n_layers=1, n_heads=2, n_radial=4, n_neighbors=6)
 
 STOFM = """
-from pathlib import Path
+from report import peak_bytes
 from tools.cli import main
 try:
     main()
 finally:
-    status = Path("/proc/self/status").read_text().splitlines()
-    print(next(line for line in status if line.startswith("VmHWM")).split()[1])
-"""  # the peak of this program alone, in KiB; `ru_maxrss` counts what held the process before it
+    print(peak_bytes())
+"""
 
 
 @dataclass(frozen=True)
@@ -200,13 +199,13 @@ def measure_memory(n_cells: int, n_genes: int, folder: Path) -> int:
     if not (folder / "model").exists():
         write_small_model(folder / "model", n_genes)
     words = ["embed", slice_file, "--model", folder / "model", "--out", out]
-    found = subprocess.run([sys.executable, "-c", STOFM, *map(str, words)], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", STOFM, *map(str, words)], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     receipt = read_receipt(out / slice_file.name)
     assert receipt is not None
     assert receipt["n_embedded"] == n_cells
     slice_file.unlink()
     (out / slice_file.name).unlink()
-    return int(found.stdout.split()[-1]) * 1024
+    return int(found.stdout.split()[-1])
 
 
 def test_bench_runs_tiny() -> None:

@@ -19,9 +19,10 @@ from corpus.readers import read_slice
 from corpus.scales import extract_gene_scale
 from corpus.slice import Slice, SliceSpec
 from corpus.sub_slices import SubSliceConfig, cut_sub_slices
-from downstream.embedding import Embedder, load_embedder, represent_cells
+from downstream.embedding import Embedder, load_embedder
 from downstream.heads import most_probable
 from downstream.probes import ProbeConfig, fit_probe
+from downstream.representation import represent_cells
 from downstream.seams import Seams, cosine_difference, label_difference, measure_seams
 from stofm.cell_encoder import embed_cells
 

@@ -12,7 +12,8 @@ from corpus.halo import blend_weights
 from corpus.scales import extract_gene_scale, sub_slice_arrays
 from corpus.sub_slices import SubSliceConfig, cut_sub_slices
 from corpus.virtual_cells import make_virtual_cells
-from downstream.embedding import Embedder, load_embedder, represent_cells
+from downstream.embedding import Embedder, load_embedder
+from downstream.representation import represent_cells
 from stofm.batch import collate
 
 

@@ -12,7 +12,8 @@ from published_model import published_model
 from safetensors.torch import load_file, save_file
 
 from corpus.scales import GeneScale, ScaleConfig
-from downstream.embedding import Embedder, load_embedder, represent_cells
+from downstream.embedding import Embedder, load_embedder
+from downstream.representation import represent_cells
 from stofm.errors import BadSlice
 from stofm.gene_tokens import GeneTokens
 from stofm.published import read_published
