@@ -87,16 +87,25 @@ def calibrate(proba: FloatArray, true: IntArray) -> Calibration:
     true : (n,) int
         Class of each cell.
     """
+    temperature, _ = fit_temperature(proba, true)
+    nonconformity = 1 - at_temperature(proba, temperature)[np.arange(len(true)), true].astype(np.float64)
+    return Calibration(temperature, np.quantile(nonconformity, np.linspace(0, 1, N_QUANTILES), method="higher"), len(true))
+
+
+def fit_temperature(proba: FloatArray, true: IntArray, weights: FloatArray | None = None) -> tuple[float, float]:
+    """Return the temperature at which probabilities (n, C) say most about the true classes (n,), and what they fail to say there.
+
+    The latter is the mean negative logarithm of the true class, over cells weighed by `weights`, (n,).
+    """
     from scipy.optimize import minimize_scalar
 
     cells = np.arange(len(true))
 
     def cost(log_temperature: float) -> float:
-        return -float(np.mean(np.log(np.maximum(at_temperature(proba, np.exp(log_temperature))[cells, true], FLOOR))))
+        return -float(np.average(np.log(np.maximum(at_temperature(proba, np.exp(log_temperature))[cells, true], FLOOR)), weights=weights))
 
-    temperature = float(np.exp(minimize_scalar(cost, bounds=(-3.0, 3.0), method="bounded").x))
-    nonconformity = 1 - at_temperature(proba, temperature)[cells, true].astype(np.float64)
-    return Calibration(temperature, np.quantile(nonconformity, np.linspace(0, 1, N_QUANTILES), method="higher"), len(true))
+    found = minimize_scalar(cost, bounds=(-3.0, 3.0), method="bounded")
+    return float(np.exp(found.x)), float(found.fun)
 
 
 def at_temperature(proba: FloatArray, temperature: float) -> FloatArray:

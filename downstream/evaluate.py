@@ -19,7 +19,7 @@ from downstream.cost import Cost, measured
 from downstream.embedding import load_embedder
 from downstream.evaluation_table import html_table, markdown_table, summarise
 from downstream.features import Features, ModelParts, TaskFeatures, model_features
-from downstream.heads import Task, most_probable
+from downstream.heads import LOCALITIES, Task, most_probable
 from downstream.peers import PeerName, peer_features
 from downstream.plots import plot_tissue
 from downstream.probes import ProbeConfig, fit_probe
@@ -156,7 +156,8 @@ def _run_task(task: TaskConfig, features: TaskFeatures, config: EvaluateConfig, 
         path = out / "splits" / f"{task.name}_seed{seed}.safetensors"
         folds, results.splits[f"{task.name}, seed {seed}"] = stored_folds(path, slices, task.split, seed=seed, inputs=inputs)
         unseen = _classes_without_training(true, folds)
-        for row, proba, cost, missing in _predictions(features, true, classes, folds, config.probe.model_copy(update={"seed": seed})):
+        probe_config = config.probe.model_copy(update={"seed": seed})
+        for row, proba, cost, missing in _predictions(task.task, features, true, classes, folds, blocks, probe_config):
             for number, one in enumerate(slices):
                 held = np.any([fold.roles[number] == HELD_OUT for fold in folds], axis=0)
                 was_seen = None if seen is None else one.slice_id in seen
@@ -179,7 +180,7 @@ def _run_task(task: TaskConfig, features: TaskFeatures, config: EvaluateConfig, 
 
 
 def _predictions(
-    features: TaskFeatures, true: list[StrArray], classes: StrArray, folds: list[Fold], config: ProbeConfig
+    task: Task, features: TaskFeatures, true: list[StrArray], classes: StrArray, folds: list[Fold], blocks: list[IntArray], config: ProbeConfig
 ) -> Iterator[tuple[str, list[FloatArray], Cost, str]]:
     """Yield each row's name, its probabilities for the held-out cells of every slice, (n_cells, C) and NaN elsewhere, its cost, or what it lacks."""
     n_classes = len(classes)
@@ -197,7 +198,7 @@ def _predictions(
                     new = [np.tile(_shares(training, classes), (len(labels), 1)) for labels in true]
                 else:
                     examples = [(found.of_slices[number], training[number]) for number in fold.fit_on]
-                    probe = fit_probe(examples, config)
+                    probe = fit_probe(examples, config, [blocks[number] for number in fold.fit_on], localities=LOCALITIES[task])
                     new = [np.zeros_like(one) for one in proba]
                     for number, array in enumerate(new):
                         if (fold.roles[number] == HELD_OUT).any():

@@ -19,7 +19,7 @@ from downstream.embedding import Embedder, require_embedded
 from downstream.finetune import FinetuneConfig, fine_tune, tuned_features
 from downstream.held_out import folds_of_groups, judge_by_held_out
 from downstream.novelty import Novelty
-from downstream.probes import Probe, ProbeConfig, fit_probe, held_cells, load_probe, save_probe
+from downstream.probes import Probe, ProbeConfig, fit_probe, groups_of, held_cells, load_probe, save_probe
 from downstream.splits import blocks_of
 from stofm.config import FrozenModel
 from stofm.durable import MARKER, claim_folder, read_json, require_folder
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 HEAD_KIND, OLD_HEAD_KIND = "stofm-head/2", "stofm-head/1"
 HEAD_FILE = "head.safetensors"
 N_BLOCKS = 20  # of a slice, for calibration and early stopping
-FAR_APART = 1_000_000  # numbers of blocks of two slices
-N_SLICES_TO_HOLD_OUT = 3  # from so many on, whole slices are held out instead of blocks
 
 Task = Literal["region", "cell_type"]
 COMMAND: dict[Task, str] = {"region": "segment", "cell_type": "annotate"}
+LOCALITIES: dict[Task, tuple[float, ...]] = {"region": (0.0, -1.0), "cell_type": (0.0, 1.0)}  # regions are smooth; neighbours differ in type
 
 
 class HeadConfig(FrozenModel):
@@ -88,22 +87,23 @@ def fit_head(slices: dict[str, AnnData], task: Task, *, label: str, config: Head
     """
     config = config or HeadConfig()
     weights: str | None = None
-    examples, groups = [], []
-    for number, (name, table) in enumerate(slices.items()):
+    examples, blocks = [], []
+    for name, table in slices.items():
         features = require_embedded(table, name, weights_sha256=weights)
         weights = str(table.uns[UNS_STOFM]["weights_sha256"])
         with located(f"slice {name!r}"):
             examples.append((features, find_labels(table, {task: label})[task]))
-        groups.append(np.full(table.n_obs, number) if len(slices) >= N_SLICES_TO_HOLD_OUT else FAR_APART * number + _blocks(table))
+        blocks.append(_blocks(table))
     assert weights is not None, "the command line takes one slice or more"
     delta: Mapping[str, FloatArray] = {}
+    groups = groups_of(blocks)
     folds = folds_of_groups(groups, config.calibration_folds, seed=config.probe.seed)
     if config.finetune is not None:
         held = held_cells(groups, seed=config.finetune.seed)
         delta, examples = fine_tune(slices, examples, held, embedder, config.finetune, weights_sha256=weights)
         folds = [held] if folds else []  # the transformer has learned from all others
-    probe = fit_probe(examples, config.probe, groups)
-    calibration, novelty = judge_by_held_out(probe, examples, groups, folds, config.probe)
+    probe = fit_probe(examples, config.probe, blocks, localities=LOCALITIES[task])
+    calibration, novelty = judge_by_held_out(probe, examples, blocks, folds)
     labels = np.concatenate([labels for _, labels in examples])
     counts = np.bincount(np.searchsorted(probe.classes, labels[np.isin(labels, probe.classes)]), minlength=len(probe.classes))
     places = "+".join(sorted({places_of(table) for table in slices.values()}))

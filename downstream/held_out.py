@@ -10,7 +10,7 @@ from numpy.random import default_rng
 from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
 from downstream.calibration import Calibration, calibrate
 from downstream.novelty import Novelty, distance_quantiles, fit_novelty
-from downstream.probes import Probe, ProbeConfig, fit_probe
+from downstream.probes import Probe, fit_probe
 
 Example = tuple[FloatArray, StrArray]  # features (n, F) and labels (n,) of one slice, "" where there is none
 
@@ -29,22 +29,22 @@ def folds_of_groups(groups: Sequence[IntArray], n_folds: int, *, seed: int) -> l
 
 
 def judge_by_held_out(
-    probe: Probe, examples: Sequence[Example], groups: Sequence[IntArray], folds: Sequence[Sequence[BoolArray]], config: ProbeConfig
+    probe: Probe, examples: Sequence[Example], blocks: Sequence[IntArray], folds: Sequence[Sequence[BoolArray]]
 ) -> tuple[Calibration | None, Novelty | None]:
     """Fit again without every fold in turn, and learn from the cells left out.
 
     Parameters
     ----------
     probe : fitted on all of `examples`, which it goes on to serve: its fits on parts are a little less sure
-    groups : of (n,) int
-        What lies together (blocks of tissue, or whole slices), numbered over all slices; the fits may stop early by them.
+    blocks : of (n,) int
+        As `fit_probe` was given them.
     folds : from `folds_of_groups`
 
     Returns
     -------
     None and None where no fold holds a labelled cell and leaves two classes to learn.
     """
-    judged = [found for is_held in folds if (found := _judge(probe, examples, groups, is_held, config)) is not None]
+    judged = [found for is_held in folds if (found := _judge(probe, examples, blocks, is_held)) is not None]
     if not sum(len(one[1]) for one in judged):
         return None, None
     proba, true, distances = (np.concatenate([one[0] for one in judged]), np.concatenate([one[1] for one in judged]),
@@ -54,13 +54,13 @@ def judge_by_held_out(
 
 
 def _judge(
-    probe: Probe, examples: Sequence[Example], groups: Sequence[IntArray], is_held: Sequence[BoolArray], config: ProbeConfig
+    probe: Probe, examples: Sequence[Example], blocks: Sequence[IntArray], is_held: Sequence[BoolArray]
 ) -> tuple[FloatArray, IntArray, FloatArray] | None:
     """Fit without these cells; returns their probabilities (m, C), their classes (m,) and their distances (m,) from what was learned."""
     learned = [(features, np.where(held, "", labels)) for (features, labels), held in zip(examples, is_held, strict=True)]
     if len(np.unique(np.concatenate([labels for _, labels in learned]))) < 3:  # "" and one class
         return None
-    part = fit_probe(learned, config, list(groups))
+    part = fit_probe(learned, probe.config, blocks)
     novelty = fit_novelty(*_labelled(part, learned, part.classes), len(part.classes))
     columns = np.searchsorted(probe.classes, part.classes)
     found: list[tuple[FloatArray, IntArray, FloatArray]] = []

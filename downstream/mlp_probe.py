@@ -34,7 +34,7 @@ def fit_mlp(x: FloatArray, y: IntArray, is_held: BoolArray, *, hidden: int, l2: 
     sizes = [x.shape[1], hidden, len(class_weights)]
     weights = [torch.randn(a, b, generator=draws).mul_((2 / a) ** 0.5).requires_grad_() for a, b in pairwise(sizes)]
     biases = [torch.zeros(size, requires_grad=True) for size in sizes[1:]]
-    optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": l2}, {"params": biases, "weight_decay": 0.0}], lr=LR)
+    optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": l2}, {"params": biases, "weight_decay": 0.0}], lr=LR, fused=True)
     cost = nn.CrossEntropyLoss(torch.as_tensor(class_weights, dtype=torch.float32))
 
     def scores(cells: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from corpus.slice import FloatArray, IntArray
+from downstream.locality import sums_of_groups
 
 SHRINKAGE = 0.1
 N_QUANTILES = 1001
@@ -56,9 +57,7 @@ def fit_novelty(x: FloatArray, y: IntArray, n_classes: int, *, quantiles: FloatA
     Source: Lee et al., A simple unified framework for detecting out-of-distribution samples, 2018.
     """
     sizes = np.bincount(y, minlength=n_classes)
-    sums = np.zeros((n_classes, x.shape[1]))
-    np.add.at(sums, y, x)
-    means = sums / np.maximum(sizes, 1)[:, None]
+    means = sums_of_groups(x, y, n_classes) / np.maximum(sizes, 1)[:, None]
     within = x - means[y]
     covariance = within.T @ within / len(x)
     spread = max(float(np.trace(covariance)) / x.shape[1], 1e-12)

@@ -18,12 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
+from downstream.linear_probe import fit_linear
+from downstream.locality import choose_locality, feature_scale, local_share
 from stofm.config import FrozenModel
 from stofm.durable import replacing
 from stofm.errors import DataError, FormatError
 
 PROBE_FORMAT = "stofm-probe/1"
 HELD_SHARE = 0.1  # of the groups, for early stopping
+N_SLICES_TO_HOLD_OUT = 3  # from so many on, whole slices are held out instead of blocks
+FAR_APART = 1_000_000  # numbers of blocks of two slices
 
 
 class ProbeConfig(FrozenModel):
@@ -31,6 +35,9 @@ class ProbeConfig(FrozenModel):
 
     kind: Literal["linear", "mlp", "knn"] = "linear"
     hidden: int = Field(128, ge=1, description="Width of the hidden layer (mlp).")
+    locality: float | None = Field(
+        None, description="Below 0, features that are smooth over the tissue count more; above, those in which neighbours differ. Default: chosen."
+    )
     l2: float = Field(1e-2, gt=0, description="Penalty on the weights (linear: of the mean loss; mlp: weight decay).")
     n_neighbors: int = Field(15, ge=1, description="Neighbours that vote (knn).")
     balanced: bool = Field(True, description="Every class weighs the same, however rare.")
@@ -43,6 +50,8 @@ class Probe:
 
     Attributes
     ----------
+    config : ProbeConfig
+        With the locality that was chosen.
     classes : (C,) str
     scale : (F,) float32
         Features are centred slice by slice and divided by this.
@@ -90,44 +99,63 @@ class Probe:
         return votes / votes.sum(axis=1, keepdims=True)
 
 
-def fit_probe(slices: list[tuple[FloatArray, StrArray]], config: ProbeConfig, groups: list[IntArray] | None = None) -> Probe:
+def fit_probe(
+    slices: Sequence[tuple[FloatArray, StrArray]],
+    config: ProbeConfig,
+    blocks: Sequence[IntArray] | None = None,
+    *,
+    localities: Sequence[float] = (0.0,),
+) -> Probe:
     """Fit a probe to labelled slices.
 
     Parameters
     ----------
-    slices : list of (features (n, F), labels (n,) str)
+    slices : of (features (n, F), labels (n,) str)
         Cells without a label ("") or with NaN features are left out, after centring.
-    groups : list of (n,) int, optional
-        What lies together, numbered over all slices; the mlp stops early by groups that it does not learn from, by single cells without.
+    blocks : of (n,) int, optional
+        Block of tissue of each cell, numbered within its slice. They tell which features are smooth, and what is held out to choose a locality
+        and to stop the mlp early (`groups_of`); without them no locality is chosen, and the mlp holds out single cells.
+    localities : what to choose from where `config` names none
 
     Raises
     ------
     DataError
         If fewer than two classes are labelled.
     """
-    centred = np.vstack([centre_slice(features) for features, _ in slices])
+    of_slices = [centre_slice(features) for features, _ in slices]
     labels = np.concatenate([labels for _, labels in slices])
+    centred = np.vstack(of_slices)
     is_used = (labels != "") & np.isfinite(centred).all(axis=1)
     classes, y = np.unique(labels[is_used], return_inverse=True)
     if len(classes) < 2:
         raise DataError(f"labels: found {len(classes)} classes {classes.tolist()} among {int(is_used.sum())} labelled cells; expected two or more. "
                         "Name another column, or add labelled slices.")  # fmt: skip
-    x = centred[is_used]
-    scale = np.maximum(x.std(axis=0), 1e-6).astype(np.float32)
+    x, groups, share = centred[is_used], np.arange(len(y)), np.ones(centred.shape[1])
+    if blocks is not None:
+        groups = np.concatenate(groups_of(blocks))[is_used]
+        share = np.mean([local_share(*one) for one in zip(of_slices, blocks, strict=True)], axis=0)
+    if config.locality is None:
+        chosen = 0.0 if blocks is None else choose_locality(x, y, groups, share, localities, l2=config.l2, balanced=config.balanced, seed=config.seed)
+        config = config.model_copy(update={"locality": chosen})
+    assert config.locality is not None
+    scale = feature_scale(x, share, config.locality)
     x = (x / scale).astype(np.float32)
     layers: tuple[tuple[FloatArray, FloatArray], ...] = ()
     if config.kind != "knn":
-        together = np.arange(len(x)) if groups is None else np.concatenate(groups)[is_used]
-        layers = tuple(_both_classes(w.astype(np.float32), b.astype(np.float32)) for w, b in _FIT[config.kind](x, y, together, config))
+        layers = tuple((weights.astype(np.float32), bias.astype(np.float32)) for weights, bias in _FIT[config.kind](x, y, groups, config))
     is_kept = slice(None) if config.kind == "knn" else slice(0)
     return Probe(config, classes, scale, layers, x[is_kept], y[is_kept])
 
 
-def _fit_linear(x: FloatArray, y: IntArray, groups: IntArray, config: ProbeConfig) -> list[tuple[FloatArray, FloatArray]]:
-    from sklearn.linear_model import LogisticRegression
+def groups_of(blocks: Sequence[IntArray]) -> list[IntArray]:
+    """Number what is held out together, (n,) of every slice: its blocks, or the whole slice from three slices on."""
+    if len(blocks) >= N_SLICES_TO_HOLD_OUT:
+        return [np.full(len(of_slice), number) for number, of_slice in enumerate(blocks)]
+    return [FAR_APART * number + of_slice for number, of_slice in enumerate(blocks)]
 
-    model = LogisticRegression(C=1 / (config.l2 * len(x)), max_iter=2000, class_weight="balanced" if config.balanced else None).fit(x, y)
-    return [(model.coef_.T, model.intercept_)]
+
+def _fit_linear(x: FloatArray, y: IntArray, groups: IntArray, config: ProbeConfig) -> list[tuple[FloatArray, FloatArray]]:
+    return fit_linear(x, y, l2=config.l2, balanced=config.balanced)
 
 
 def _fit_mlp(x: FloatArray, y: IntArray, groups: IntArray, config: ProbeConfig) -> list[tuple[FloatArray, FloatArray]]:
@@ -148,18 +176,12 @@ def held_cells(groups: Sequence[IntArray], *, seed: int) -> list[BoolArray]:
 _FIT = {"linear": _fit_linear, "mlp": _fit_mlp}
 
 
-def _both_classes(weights: FloatArray, bias: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Give two classes two scores where scikit-learn keeps only that of the second."""
-    if len(bias) > 1:
-        return weights, bias
-    return np.hstack([np.zeros_like(weights), weights]), np.concatenate([np.zeros_like(bias), bias])
-
-
 def centre_slice(features: FloatArray) -> FloatArray:
     """Subtract the mean of a slice, so that what all its cells share (donor, chemistry, panel) does not count."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # nothing embedded: all NaN in, all NaN out
-        return features - np.nanmean(features, axis=0, dtype=np.float64)
+        mean = np.nanmean(features, axis=0, dtype=np.float64)
+    return np.subtract(features, mean, dtype=np.float32, casting="same_kind")
 
 
 def save_probe(path: Path, probe: Probe, meta: dict[str, str], beside: Mapping[str, np.ndarray] | None = None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from corpus.readers import read_table, slice_name
 from corpus.readers.table import find_coordinates, find_labels
 from downstream.embedding import Embedder, load_embedder, write_table
@@ -19,6 +21,7 @@ from tools.console import say, tracking
 from tools.specs import slice_specs
 
 PREDICTIONS_KIND = "stofm-predictions/1"
+_HEARD = {-1: "what is smooth over the tissue counts more", 0: "all features count alike", 1: "what differs between neighbours counts more"}
 
 
 def run_fit(
@@ -35,6 +38,7 @@ def run_fit(
         head = fit_head(slices, task, label=label, config=config, embedder=embedder)
         save_head(out, head)
     say(f"head: {out} ({len(head.probe.classes)} classes: {', '.join(head.probe.classes)})")
+    say(f"locality: {head.probe.config.locality:g} ({_HEARD[np.sign(head.probe.config.locality or 0)]})")
     if head.calibration is not None:
         say(f"calibrated on {head.calibration.n_cells} held-out cells: temperature {head.calibration.temperature:.2f}")
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from report import take_turns, write_report
 
+from downstream.heads import LOCALITIES
 from downstream.held_out import folds_of_groups, judge_by_held_out
 from downstream.probes import ProbeConfig, fit_probe
 from stofm.fields import EMBEDDING_DIM
@@ -34,8 +35,8 @@ def fit_and_calibrate(kind: str, n: int) -> float:
     """Fit and calibrate as `fit_head` does; returns the accuracy on further cells."""
     features, labels, blocks = slice_like(n, seed=0)
     config = ProbeConfig(kind=kind)  # type: ignore[arg-type]
-    probe = fit_probe([(features, labels)], config, [blocks])
-    calibration, _ = judge_by_held_out(probe, [(features, labels)], [blocks], folds_of_groups([blocks], 3, seed=0), config)
+    probe = fit_probe([(features, labels)], config, [blocks], localities=LOCALITIES["cell_type"])
+    calibration, _ = judge_by_held_out(probe, [(features, labels)], [blocks], folds_of_groups([blocks], 3, seed=0))
     assert calibration is not None
     unseen, true, _ = slice_like(2000, seed=1)
     return float((probe.classes[probe.predict_proba(unseen).argmax(axis=1)] == true).mean())

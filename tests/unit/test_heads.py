@@ -112,7 +112,7 @@ def test_a_prediction_says_label_set_probabilities_and_novelty(head):
 
 
 def test_abstaining_keeps_the_raw_prediction_beside(head):
-    table = embedded_table(6)
+    table = embedded_table(6, spread=3.5)
     found = predict_head(head, table, "slice_6", PredictConfig(min_confidence=0.9, max_novelty=0.99))
     confidence = table.obs["stofm_region_probability"].to_numpy()
     np.testing.assert_array_equal(found.labels == "", (confidence < 0.9) | (table.obs["stofm_region_novelty"] > 0.99))
@@ -138,7 +138,7 @@ def test_smoothing_leaves_cells_without_a_prediction_out():
 def test_predictions_that_collapse_raise_an_alarm(head):
     table = embedded_table(8)
     table.obsm[X_STOFM][:] = np.random.default_rng(0).normal(size=(400, EMBEDDING_DIM)) * 0.01
-    table.obsm[X_STOFM][:5, 0] += 50  # a few cells far away move the mean of the slice
+    table.obsm[X_STOFM][:5, :2] += 50  # a few cells far away move the mean of the slice
     (alarm,) = predict_head(head, table, "slice_8").alarms
     assert alarm.startswith("predictions collapse: ")
 
