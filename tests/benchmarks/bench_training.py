@@ -23,7 +23,7 @@ from report import forget_peak, peak_bytes, ratio, take_turns, timing_rows, writ
 from corpus.build import CorpusConfig, build_corpus, embedded_shards
 from corpus.scales import ScaleConfig
 from corpus.shards import write_view
-from corpus.simulate import SimulationConfig, simulate_slices
+from corpus.simulate import SimulationConfig, simulate_slice
 from corpus.slice import SliceSpec
 from corpus.store import Corpus
 from corpus.sub_slices import SubSliceConfig
@@ -50,6 +50,7 @@ class Size:
     """How much work one run is."""
 
     panels: tuple[int, ...]
+    depths: tuple[float, ...]  # molecules of a cell, panel by panel
     n_cells: int  # of a slice
     sub_slice: int
     encoder: CellEncoderConfig
@@ -57,16 +58,18 @@ class Size:
     n_rounds: int
 
 
-FULLY = Size((60, 100, 200, 2000), 4000, 1000, CellEncoderConfig(n_layers=2, width=128, ffn_dim=256), 20, 3)
-TINY = Size((20, 60), 200, 100, CellEncoderConfig(n_layers=1, width=16, n_heads=2, ffn_dim=16), 2, 1)
+# Three cells in four of small panels, one of spots with few hundred genes, as in the real corpus (configs/corpus/real.yaml).
+FULLY = Size((60, 100, 200, 2000), (150, 150, 150, 500), 4000, 1000, CellEncoderConfig(n_layers=2, width=128, ffn_dim=256), 20, 3)
+TINY = Size((20, 60), (150, 150), 200, 100, CellEncoderConfig(n_layers=1, width=16, n_heads=2, ffn_dim=16), 2, 1)
 
 
 def make_corpus(folder: Path, size: Size) -> Corpus:
     """A slice for every panel, simulated."""
-    world, specs = SimulationConfig(n_slices=len(size.panels), n_cells=size.n_cells, panel_sizes=list(size.panels)), []
-    for number, table in enumerate(simulate_slices(world)):
+    specs = []
+    for number, depth in enumerate(size.depths):
+        world = SimulationConfig(n_slices=len(size.panels), n_cells=size.n_cells, panel_sizes=list(size.panels), depth=depth)
         specs.append(SliceSpec(path=str(folder / f"slice_{number}.h5ad")))
-        table.write_h5ad(specs[-1].path)
+        simulate_slice(world, number).write_h5ad(specs[-1].path)
     scales = ScaleConfig(sub_slices=SubSliceConfig(n_cells=size.sub_slice))
     return build_corpus(CorpusConfig(out=str(folder / "corpus"), slices=specs, scales=scales))
 
@@ -111,6 +114,15 @@ def seconds_per_cell(corpus: Corpus, size: Size) -> dict[str, list[float]]:
         for name, (one,) in take_turns({BUCKETED: bucketed, RANDOM: random}, 1).items():
             seconds[name].append(one / counted[name])
     return seconds
+
+
+def describe_lengths(corpus: Corpus) -> str:
+    """Say how many gene tokens cells hold, and what a random batch would cost if every token cost the same."""
+    view, draws = corpus.token_view(), np.random.default_rng(0)
+    lengths = np.concatenate([view.read(number)[N_TOKENS] for number in range(len(view))])
+    longest = draws.choice(lengths, (2000, 32)).max(axis=1).mean()
+    return (f"Cells hold {np.median(lengths):.0f} gene tokens at the median, {lengths.mean():.0f} on average, {lengths.max()} at most; "
+            f"the longest of a random batch holds {longest:.0f}, so that {longest / lengths.mean():.1f} times as many tokens are read.")  # fmt: skip
 
 
 def joint_memory(folder: Path, size: Size, way: str) -> float:
@@ -183,6 +195,7 @@ def test_training_is_fast_and_small(tmp_path: Path) -> None:
         "# Training", "",
         "Question: how long does training wait for data, what do a second process, batches of like length and chunks of the joint stage bring?",
         f"Simulated slices of {FULLY.n_cells:,} cells with panels of {', '.join(map(str, FULLY.panels))} genes.",
+        describe_lengths(corpus),
         "Encoder stage: milliseconds of processor time a cell, forward and backward, one thread, in turns.",
         "Joint stage: megabytes that one step adds, each way in a process of its own.",
         f"SE(2) stage: `stofm train`, one thread a process, the second half of {2 * FULLY.n_steps} steps.", "",
