@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-all bench check lint types fmt wheel docs tutorials clean
+.PHONY: help setup demo test pytest test-all bench check lint types fmt wheel docs tutorials clean
 
 help:
 	@echo "make setup     .venv with everything in it (TORCH=cuda for GPUs, PYTHON=... for another interpreter)"
@@ -46,12 +46,14 @@ endif
 demo: $(STAMP)
 	$(BIN)/stofm demo --out demo
 
+test:
+	@$(MAKE) --no-print-directory -j3 lint types pytest
+
 # Tests write to memory where that has 4 GB to spare, for disks are slow to sync. A core for every worker: threads that wait for each other on a full
 # machine take several times as long. Files go by name, so that those of few but long tests do not come last. What is compiled is kept, for many
 # tests start processes.
 MEMORY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'END { if ($$4 > 4e6) print "TMPDIR=/dev/shm" }')
-test:
-	@$(MAKE) --no-print-directory -j2 lint types
+pytest: $(STAMP)
 	$(MEMORY) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: test
