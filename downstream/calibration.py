@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax
 
 from corpus.slice import BoolArray, FloatArray, IntArray
 
@@ -110,6 +111,5 @@ def fit_temperature(proba: FloatArray, true: IntArray, weights: FloatArray | Non
 
 def at_temperature(proba: FloatArray, temperature: float) -> FloatArray:
     """Divide the logarithms of probabilities by a temperature and bring rows back to a sum of 1, (n, C) float32."""
-    logs = np.log(np.maximum(proba, FLOOR)) / temperature  # NaN rows stay NaN
-    odds = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+    scaled: FloatArray = softmax(np.log(np.maximum(proba, FLOOR)) / temperature, axis=1)  # NaN rows stay NaN
+    return scaled.astype(np.float32)

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.special import softmax
 from torch import nn
 
 from corpus.slice import FloatArray, StrArray
@@ -80,7 +81,9 @@ class Deconvolver:
         spots = spots.of_genes(self.gene_ids)
         x = _features(spots, embed, self.config.features, self.arrays)
         x = (x - self.arrays["mean"]) / self.arrays["spread"]
-        shares = _softmax(np.maximum(x @ self.arrays["weights_0"] + self.arrays["bias_0"], 0) @ self.arrays["weights_1"] + self.arrays["bias_1"])
+        shares = softmax(
+            np.maximum(x @ self.arrays["weights_0"] + self.arrays["bias_0"], 0) @ self.arrays["weights_1"] + self.arrays["bias_1"], axis=1
+        )
         half = self.arrays["width"] * _spread_of_share(shares)
         return Proportions(self.types, shares, np.clip(shares - half, 0, 1), np.clip(shares + half, 0, 1))
 
@@ -171,11 +174,6 @@ def _widths(head: Deconvolver, calibration: PseudoSpots, embed: EmbedSpots) -> F
 def _spread_of_share(shares: FloatArray) -> FloatArray:
     """sqrt(p (1 - p)), never 0: how far a share of few cells strays."""
     return np.sqrt(np.maximum(shares * (1 - shares), 1e-4))
-
-
-def _softmax(scores: FloatArray) -> FloatArray:
-    odds = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def no_embedding(spots: Profiles) -> FloatArray:

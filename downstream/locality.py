@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import default_rng
 from scipy.sparse import csr_array
+from scipy.special import softmax
 
 from corpus.slice import FloatArray, IntArray
 from downstream.calibration import fit_temperature
@@ -87,9 +88,7 @@ def choose_locality(
                 continue
             scale = feature_scale(x[learned], share, locality)
             ((matrix, bias),) = fit_linear(x[learned] / scale, known, l2=l2, balanced=balanced)
-            scores = (x[~learned] / scale) @ matrix + bias
-            odds = np.exp(scores - scores.max(axis=1, keepdims=True))
             proba[~learned] = 0
-            proba[np.ix_(~learned, classes)] = odds / odds.sum(axis=1, keepdims=True)
+            proba[np.ix_(~learned, classes)] = softmax((x[~learned] / scale) @ matrix + bias, axis=1)
         costs.append(fit_temperature(proba, y, weights)[1])
     return localities[int(np.argmin(costs))]

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.special import softmax
 
 from corpus.slice import BoolArray, FloatArray, IntArray, StrArray
 from downstream.linear_probe import fit_linear
@@ -83,9 +84,8 @@ class Probe:
     def _scores(self, x: FloatArray) -> FloatArray:
         for weights, bias in self.layers[:-1]:
             x = np.maximum(x @ weights + bias, 0)
-        scores = x @ self.layers[-1][0] + self.layers[-1][1]
-        odds = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return odds / odds.sum(axis=1, keepdims=True)
+        proba: FloatArray = softmax(x @ self.layers[-1][0] + self.layers[-1][1], axis=1)
+        return proba
 
     def _vote(self, x: FloatArray) -> FloatArray:
         import faiss
