@@ -81,9 +81,8 @@ class Deconvolver:
         spots = spots.of_genes(self.gene_ids)
         x = _features(spots, embed, self.config.features, self.arrays)
         x = (x - self.arrays["mean"]) / self.arrays["spread"]
-        shares = softmax(
-            np.maximum(x @ self.arrays["weights_0"] + self.arrays["bias_0"], 0) @ self.arrays["weights_1"] + self.arrays["bias_1"], axis=1
-        )
+        hidden = np.maximum(x @ self.arrays["weights_0"] + self.arrays["bias_0"], 0)
+        shares = softmax(hidden @ self.arrays["weights_1"] + self.arrays["bias_1"], axis=1).astype(np.float32)
         half = self.arrays["width"] * _spread_of_share(shares)
         return Proportions(self.types, shares, np.clip(shares - half, 0, 1), np.clip(shares + half, 0, 1))
 
