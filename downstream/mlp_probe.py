@@ -10,7 +10,7 @@ from torch import nn
 
 from corpus.slice import BoolArray, FloatArray, IntArray
 
-BATCH, LR, MAX_EPOCHS, MAX_STEPS, PATIENCE = 512, 2e-3, 60, 6000, 6
+LEAST_BATCH, MOST_BATCHES, LR, MAX_EPOCHS, MAX_STEPS, PATIENCE = 512, 100, 2e-3, 60, 6000, 6
 Layers = list[tuple[FloatArray, FloatArray]]
 
 
@@ -42,10 +42,11 @@ def fit_mlp(x: FloatArray, y: IntArray, is_held: BoolArray, *, hidden: int, l2: 
 
     features, classes, held = torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(is_held)
     learned = (~held).nonzero().squeeze(1)
-    n_epochs = max(1, min(MAX_EPOCHS, MAX_STEPS * BATCH // len(learned)))
+    size = max(LEAST_BATCH, -(-len(learned) // MOST_BATCHES))
+    n_epochs = max(1, min(MAX_EPOCHS, MAX_STEPS * size // len(learned)))
     best, lowest, since = [*weights, *biases], np.inf, 0
     for _ in range(n_epochs):
-        for batch in learned[torch.randperm(len(learned), generator=draws)].split(BATCH):
+        for batch in learned[torch.randperm(len(learned), generator=draws)].split(size):
             optimizer.zero_grad()
             cost(scores(features[batch]), classes[batch]).backward()
             optimizer.step()
