@@ -61,7 +61,7 @@ def _judge(
     if len(np.unique(np.concatenate([labels for _, labels in learned]))) < 3:  # "" and one class
         return None
     part = fit_probe(learned, probe.config, blocks)
-    novelty = fit_novelty(*_labelled(part, learned, part.classes), len(part.classes))
+    novelty = fit_novelty(*_labelled(part, learned, part.classes), len(part.classes), quantiles=np.zeros(0))  # its distances are what is asked for
     columns = np.searchsorted(probe.classes, part.classes)
     found: list[tuple[FloatArray, IntArray, FloatArray]] = []
     for (features, labels), held in zip(examples, is_held, strict=True):
