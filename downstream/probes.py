@@ -134,17 +134,17 @@ def fit_probe(
     if blocks is not None:
         groups = np.concatenate(groups_of(blocks))[is_used]
         share = np.mean([local_share(*one) for one in zip(of_slices, blocks, strict=True)], axis=0)
-    if config.locality is None:
-        chosen = 0.0 if blocks is None else choose_locality(x, y, groups, share, localities, l2=config.l2, balanced=config.balanced, seed=config.seed)
-        config = config.model_copy(update={"locality": chosen})
-    assert config.locality is not None
-    scale = feature_scale(x, share, config.locality)
+    locality = config.locality
+    if locality is None:
+        asked = localities if blocks is not None else (0.0,)
+        locality = choose_locality(x, y, groups, share, asked, l2=config.l2, balanced=config.balanced, seed=config.seed)
+    scale = feature_scale(x, share, locality)
     x = (x / scale).astype(np.float32)
     layers: tuple[tuple[FloatArray, FloatArray], ...] = ()
     if config.kind != "knn":
         layers = tuple((weights.astype(np.float32), bias.astype(np.float32)) for weights, bias in _FIT[config.kind](x, y, groups, config))
     is_kept = slice(None) if config.kind == "knn" else slice(0)
-    return Probe(config, classes, scale, layers, x[is_kept], y[is_kept])
+    return Probe(config.model_copy(update={"locality": locality}), classes, scale, layers, x[is_kept], y[is_kept])
 
 
 def groups_of(blocks: Sequence[IntArray]) -> list[IntArray]:

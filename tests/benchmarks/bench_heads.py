@@ -59,12 +59,11 @@ def test_a_large_fit_takes_seconds() -> None:
         "| head | wall seconds, median of 3 |",
         "|---|---|",
     ]
-    medians, threads = {}, torch.get_num_threads()
+    medians = {}
     torch.set_num_threads(os.cpu_count() or 1)
     for kind in ("linear", "mlp"):
         rounds = take_turns({kind: partial(fit_and_calibrate, kind, N_CELLS)}, 3, clock=time.perf_counter)
         medians[kind] = float(np.median(rounds[kind]))
         lines.append(f"| {kind} | {medians[kind]:.1f} |")
-    torch.set_num_threads(threads)
     write_report("heads", [*lines, "", f"Reading: {SECONDS:g} s are asked."], work={"cells": N_CELLS}, packages=("numpy", "scikit-learn", "torch"))
     assert all(seconds < SECONDS for seconds in medians.values()), medians
