@@ -1,4 +1,4 @@
-"""Gene scale: rank-value encoding. A cell becomes its expressed genes, the most over-expressed first."""
+"""Gene scale: rank-value encoding. A cell becomes its expressed genes, the most over-expressed first, each with its level."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from corpus.slice import FloatArray, IntArray
 from stofm.config import FrozenModel
 from stofm.fields import N_LEADING_SPECIALS
-from stofm.gene_tokens import GeneTokens
+from stofm.gene_tokens import GeneTokens, level_of_share
 
 TIE_DIGITS = 9  # values equal to this many digits of their log are a tie: scaling all counts of a cell must not break one
 BLOCK_ENTRIES = 1 << 15  # expressed genes sorted at once: small enough for the processor's cache, and all that memory depends on
@@ -27,9 +27,9 @@ class RankValueConfig(FrozenModel):
 def rank_value_encode(
     counts: csr_matrix, medians: FloatArray, *, max_tokens: int, n_threads: int = 1, block_entries: int = BLOCK_ENTRIES
 ) -> GeneTokens:
-    """Encode cells as gene tokens.
+    """Encode cells as gene tokens, and how much of the cell's molecules are of each gene as levels.
 
-    Multiplying all counts of a cell by a constant changes nothing, so no depth normalisation is needed.
+    Multiplying all counts of a cell by a constant changes neither, so no depth normalisation is needed.
 
     Parameters
     ----------
@@ -44,13 +44,14 @@ def rank_value_encode(
 
     Notes
     -----
-    Source: rank-value encoding of Geneformer, as SToFM uses it. We differ in ties, which keep the order of the
+    Source: rank-value encoding of Geneformer, as SToFM uses it. We differ in levels, in ties, which keep the order of the
     vocabulary (there, the order depends on the machine's sort), and in speed: cell, over-expression and gene are the
     high, middle and low bits of one integer, so that sorting integers sorts the cells of a block all at once.
     """
     n_genes = np.diff(counts.indptr)
     lengths = np.minimum(n_genes, max_tokens)
-    encoded = GeneTokens.of_lengths(np.empty(int(lengths.sum()), np.uint32), lengths)
+    of_tokens, of_levels = np.empty(int(lengths.sum()), np.uint32), np.empty(int(lengths.sum()), np.uint8)
+    encoded = GeneTokens.of_lengths(of_tokens, lengths, of_levels)
     if not counts.nnz:
         return encoded
     log_medians = np.log(medians)
@@ -63,6 +64,7 @@ def rank_value_encode(
         first, last = cells
         entries = slice(counts.indptr[first], counts.indptr[last])
         genes, of_cells = counts.indices[entries], n_genes[first:last]
+        log_depth = np.log(np.maximum(np.bincount(np.repeat(np.arange(last - first), of_cells), counts.data[entries], last - first), 1))
         over_expression = np.log(counts.data[entries], dtype=np.float64)
         over_expression -= log_medians[genes]
         keys = np.subtract(most + 1, _fixed_point(over_expression), out=over_expression).astype(np.int64)
@@ -70,12 +72,20 @@ def rank_value_encode(
         keys |= genes
         keys |= np.repeat(np.arange(last - first) << (value_bits + gene_bits), of_cells)
         keys.sort()
-        keys &= (1 << gene_bits) - 1
-        keys += N_LEADING_SPECIALS
         if of_cells.max() > max_tokens:
             rank = np.arange(len(keys)) - np.repeat(np.cumsum(of_cells) - of_cells, of_cells)
             keys = keys[rank < max_tokens]
-        encoded.tokens[encoded.offsets[first] : encoded.offsets[last]] = keys
+        kept = slice(encoded.offsets[first], encoded.offsets[last])
+        genes = keys & ((1 << gene_bits) - 1)
+        of_tokens[kept] = genes
+        of_tokens[kept] += N_LEADING_SPECIALS
+        keys >>= gene_bits
+        keys &= (1 << value_bits) - 1
+        log_share = np.subtract(most + 1, keys, out=over_expression[: len(keys)])
+        log_share /= 10.0**TIE_DIGITS
+        log_share += log_medians[genes]  # the logarithm of the count again
+        log_share -= np.repeat(log_depth, lengths[first:last])
+        of_levels[kept] = level_of_share(log_share)
 
     with ThreadPoolExecutor(n_threads) as pool:
         list(pool.map(encode, _blocks(counts.indptr, block_entries, max_cells=1 << (63 - value_bits - gene_bits))))

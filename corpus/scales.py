@@ -25,6 +25,7 @@ from stofm.errors import DataError
 from stofm.fields import (
     CELL_EMBEDDINGS,
     COORDS_UM,
+    GENE_LEVELS,
     GENE_TOKENS,
     IS_CONTEXT,
     N_TOKENS,
@@ -87,18 +88,19 @@ def extract_gene_scale(
     new_array: NewArray = np.zeros,
 ) -> GeneScale:
     """Count the vocabulary's genes in every cell and encode them, a block of cells at a time; `new_array` makes what holds their gene tokens."""
-    encoded, n_encoded = new_array((int(n_detected(counts).sum()),), np.uint32), 0
+    n_entries = int(n_detected(counts).sum())
+    encoded, levels, n_encoded = new_array((n_entries,), np.uint32), new_array((n_entries,), np.uint8), 0
     all_keys, all_lengths, is_seen, n_cut = [], [], np.zeros(vocab.n_tokens, bool), 0
     for block in blocks_of(counts):
         of_vocab = vocab.count(block, human_ids)
         tokens = rank_value_encode(of_vocab, vocab.medians, max_tokens=config.max_tokens)
-        encoded[n_encoded : n_encoded + len(tokens.tokens)] = tokens.tokens
-        n_encoded += len(tokens.tokens)
+        of_block = slice(n_encoded, n_encoded := n_encoded + len(tokens.tokens))
+        encoded[of_block], levels[of_block] = tokens.tokens, tokens.levels
         is_seen[tokens.tokens] = True
         n_cut += int((np.diff(of_vocab.indptr) > config.max_tokens).sum())
         all_keys.append(content_keys(of_vocab))
         all_lengths.append(tokens.lengths.astype(np.uint16))
-    in_file_order = GeneTokens.of_lengths(encoded, np.concatenate(all_lengths))
+    in_file_order = GeneTokens.of_lengths(encoded, np.concatenate(all_lengths), levels)
     kept = np.flatnonzero(in_file_order.lengths)
     keys = np.concatenate(all_keys)[kept]
     order = tissue_order(keys, coords_um[kept]) if len(kept) else kept
@@ -108,21 +110,26 @@ def extract_gene_scale(
 
 def _in_order(tokens: GeneTokens, cells: IntArray, new_array: NewArray) -> GeneTokens:
     """Gene tokens of these cells, in that order."""
-    ordered = GeneTokens.of_lengths(new_array((int(tokens.offsets[-1]),), np.uint32), tokens.lengths[cells])
+    n_entries = int(tokens.offsets[-1])
+    of_tokens, of_levels = new_array((n_entries,), np.uint32), new_array((n_entries,), np.uint8)
+    ordered = GeneTokens.of_lengths(of_tokens, tokens.lengths[cells], of_levels)
     for block in row_blocks(len(cells), CELLS_TAKEN):
-        ordered.tokens[ordered.offsets[block.start] : ordered.offsets[block.stop]] = tokens.take(cells[block]).tokens
+        taken, place = tokens.take(cells[block]), slice(ordered.offsets[block.start], ordered.offsets[block.stop])
+        of_tokens[place], of_levels[place] = taken.tokens, taken.levels
     return ordered
 
 
 def token_records(scale: GeneScale, vocab: GeneVocab, config: SubSliceConfig) -> Iterator[Record]:
-    """Yield one record per sub-slice for training the cell encoder: gene tokens and places."""
+    """Yield one record per sub-slice for training the cell encoder: gene tokens, their levels and places."""
     dtype = np.uint16 if vocab.n_tokens <= np.iinfo(np.uint16).max else np.uint32
     for members in (sub_slice.owned for sub_slice in cut_sub_slices(scale.coords_um, scale.keys, config.for_training)):
         tokens = scale.tokens.take(members)
+        assert tokens.levels is not None
         arrays = {
             ROWS: scale.rows[members].astype(np.uint32),
             COORDS_UM: _centred(scale.coords_um[members])[0],
             GENE_TOKENS: tokens.tokens.astype(dtype),
+            GENE_LEVELS: tokens.levels,
             N_TOKENS: tokens.lengths.astype(np.uint16),
         }
         yield arrays, len(members), int(tokens.lengths.max())

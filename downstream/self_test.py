@@ -18,7 +18,7 @@ from downstream.representation import represent_cells
 from stofm.batch import SubSliceBatch, collate
 from stofm.cell_encoder import embed_cells
 from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, EMBEDDING_DIM, N_LEADING_SPECIALS, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS
-from stofm.gene_tokens import GeneTokens
+from stofm.gene_tokens import N_LEVELS, GeneTokens
 from stofm.geometry import Pairs
 from stofm.published_batch import PublishedSubSlice, collate_published
 from stofm.se2_transformer import SE2Transformer
@@ -67,7 +67,8 @@ Motions = dict[str, Callable[[FloatArray], FloatArray]]
 def _changes_of_cells(embedder: Embedder) -> dict[str, float]:
     encoder, vocab, rng = embedder.model.cell_encoder, embedder.vocab, np.random.default_rng(0)
     lengths = rng.integers(1, min(200, embedder.scales.rank_value.max_tokens) + 1, 12)
-    cells = GeneTokens.of_lengths(rng.integers(N_LEADING_SPECIALS, N_LEADING_SPECIALS + len(vocab.gene_ids), lengths.sum()), lengths)
+    genes = rng.integers(N_LEADING_SPECIALS, N_LEADING_SPECIALS + len(vocab.gene_ids), lengths.sum())
+    cells = GeneTokens.of_lengths(genes, lengths, rng.integers(1, N_LEVELS, len(genes)))
     alone, together = (embed_cells(encoder, cells, cls_token=vocab.cls_token, tokens_per_batch=budget) for budget in (1, 10_000))
     return {f"{CELL}, padding": float(np.abs(together - alone).max())}
 

@@ -27,7 +27,7 @@ from pretrain.telemetry import Work
 from stofm.batch import SubSliceBatch
 from stofm.cell_encoder import CellEncoder, batches_by_length
 from stofm.errors import DataError
-from stofm.fields import GENE_TOKENS, N_TOKENS, PAD_TOKEN, ROWS
+from stofm.fields import N_TOKENS, PAD_TOKEN, ROWS
 from stofm.gene_tokens import GeneTokens
 
 JOINT = "joint"
@@ -117,7 +117,7 @@ def joint_stage(
         seen = newest.micro_batch(which).seen
         keys = [frozen.key(unit) for _, unit in which]
         cells = [(tokens.read(of_key[key]), embedded.read(number_of[key]), key) for key in keys]
-        return JointBatch(masked, seen, *_chunks(cells, seen, cls_token=cls_token, budget=config.tokens_per_chunk))
+        return JointBatch(masked, seen, *_chunks(cells, seen, with_levels=encoder.reads_levels, cls_token=cls_token, budget=config.tokens_per_chunk))
 
     number_of = {place.key: number for number, place in enumerate(embedded.places)}
     model = JointObjectives(encoder, objectives, recompute=config.tokens_per_chunk is not None)
@@ -145,7 +145,12 @@ def joint_stage(
 
 
 def _chunks(
-    cells: Sequence[tuple[dict[str, np.ndarray], dict[str, np.ndarray], str]], seen: SubSliceBatch, *, cls_token: int, budget: int | None
+    cells: Sequence[tuple[dict[str, np.ndarray], dict[str, np.ndarray], str]],
+    seen: SubSliceBatch,
+    *,
+    with_levels: bool,
+    cls_token: int,
+    budget: int | None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Gene tokens and places of the visible cells that sub-slices own, short with short; of all cells where none is visible."""
     parts, places = [], []
@@ -153,9 +158,9 @@ def _chunks(
         n = len(of_tokens[N_TOKENS])
         if not np.array_equal(of_tokens[ROWS], embedded[ROWS][:n]):
             raise DataError(f"record {key}: its gene tokens and its embeddings are of other cells; expected the same. Build the corpus again.")
-        parts.append(GeneTokens.of_lengths(of_tokens[GENE_TOKENS], of_tokens[N_TOKENS]))
+        parts.append(GeneTokens.of_record(of_tokens, with_levels=with_levels))
         places.append(np.stack([np.full(n, b), np.arange(n)], axis=1))
-    every = GeneTokens.of_lengths(np.concatenate([one.tokens for one in parts]), np.concatenate([one.lengths for one in parts]))
+    every = GeneTokens.joined(parts)
     place = np.concatenate(places)
     is_seen = ~seen.is_masked.numpy()[place[:, 0], place[:, 1]]
     shown = np.flatnonzero(is_seen) if is_seen.any() else np.arange(len(place))  # masked as they are, it changes nothing

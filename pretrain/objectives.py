@@ -75,7 +75,7 @@ class EncoderObjectives(nn.Module):
         hidden = self.encoder.hidden(batch.tokens)  # (2B, T, width)
         genes = self.encoder.bert.embeddings.word_embeddings.weight  # (ids, width), shared with the input
         logits = F.linear(self.gene_head(hidden[batch.is_hidden]), genes, self.gene_bias)
-        first, second = self.encoder.embed(hidden).float().chunk(2)  # each (B, 256)
+        first, second = self.encoder.embed(hidden[:, 0]).float().chunk(2)  # each (B, 256)
         alike = first @ second.mT / self.temperature  # (B, B)
         own = torch.arange(len(alike), device=alike.device)
         contrastive = (F.cross_entropy(alike, own, reduction="sum") + F.cross_entropy(alike.mT, own, reduction="sum")) / 2

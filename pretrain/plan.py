@@ -136,7 +136,7 @@ def _plan_encoder(sizes: _Sizes, config: Any) -> StagePlan:
     cells, tokens, flops = (n_units * float(np.mean([getattr(one, name) for one in work])) for name in ("cells", "tokens", "flops"))
     n_trained = n_parameters(stage.model)
     n_hidden = max(len(batch.hidden_tokens) for batch in batches)
-    activations = encoder_activation_bytes(encoder_config_of(sizes.encoder), max(batch.tokens.numel() for batch in batches))
+    activations = encoder_activation_bytes(encoder_config_of(sizes.encoder), max(batch.tokens.numel() for batch in batches), at_cls=False)
     activations += 3 * FLOAT * n_hidden * sizes.encoder.n_tokens  # scores of all genes, their softmax, its gradient
     in_parts = sizes.in_parts(n_trained, sizes.encoder.bert.encoder.layer)
     memory = training_bytes(n_trained=n_trained, n_frozen=0, activation_bytes=activations, **in_parts)

@@ -25,7 +25,7 @@ from stofm.pair_bias import REACH_UM, PairBias
 from stofm.se2_transformer import SE2Layer, SE2Transformer
 
 MOST_RECORDS, RECORDS_TO_FIT = 200, 32
-OWN_AXES, NEAR_AXES, TISSUE_AXES = 60, 8, 4  # of every sub-slice: those that cells, neighbours' means and virtual cells are told on
+OWN_AXES, NEAR_AXES, TISSUE_AXES = 60, 16, 4  # of every sub-slice: those that cells, neighbours' means and virtual cells are told on
 LEAST_LENGTH = 1e-2  # of an axis beside the first
 RIDGE = 1e-2  # of the mean square of a dimension
 N_NEAR, MOST_RINGS = 32, 2  # dimensions of the neighbours' mean, and of the means of means that further layers make

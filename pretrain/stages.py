@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import nn
 
+from corpus.slice import IntArray
 from corpus.view import View
 from pretrain.config import EncoderStageConfig, SE2StageConfig, StageConfig
 from pretrain.cost import contrast_flops, encoder_config_of, encoder_flops, gene_head_flops, se2_head_flops, transformer_flops
@@ -18,8 +20,8 @@ from pretrain.masking import mask_gene_tokens, mask_sub_slice
 from pretrain.objectives import CellPairBatch, EncoderObjectives, MaskedBatch, SE2Objectives
 from pretrain.telemetry import NOTHING, Work
 from stofm.batch import collate
-from stofm.cell_encoder import CellEncoder
-from stofm.fields import GENE_TOKENS, N_TOKENS, PAD_TOKEN
+from stofm.cell_encoder import CellEncoder, gene_of
+from stofm.fields import PAD_TOKEN
 from stofm.gene_tokens import GeneTokens
 from stofm.se2_transformer import SE2Transformer
 
@@ -106,13 +108,10 @@ def encoder_stage(
         ((epoch, number),) = which
         record, chunk, n_chunks = units[number]
         arrays = view.read(record)
-        tokens = GeneTokens.of_lengths(arrays[GENE_TOKENS], arrays[N_TOKENS])
+        tokens = GeneTokens.of_record(arrays, with_levels=encoder.reads_levels)
         cells = cells_of_chunk(tokens.lengths, chunk, n_chunks, generator(seed, epoch, record))
         true = tokens.padded(cells, cls_token=cls_token)
-        rng = generator(seed, epoch, record, chunk)
-        seen, is_hidden = zip(*(mask_gene_tokens(true, cls_token=cls_token, rate=config.mask_rate, rng=rng) for _ in range(2)), strict=True)
-        hidden = np.vstack(is_hidden)
-        return CellPairBatch(*map(torch.from_numpy, (np.vstack(seen), hidden, np.vstack([true, true])[hidden])))
+        return masked_twice(true, cls_token=cls_token, rate=config.mask_rate, rng=generator(seed, epoch, record, chunk))
 
     model = EncoderObjectives(encoder, temperature=config.temperature)
     weights = {"mgm": config.mgm_weight, "contrastive": config.contrastive_weight}
@@ -120,7 +119,7 @@ def encoder_stage(
 
     def work(batch: CellPairBatch) -> Work:
         lengths = (batch.tokens != PAD_TOKEN).sum(1).cpu().numpy()
-        flops = encoder_flops(sizes, lengths) + contrast_flops(len(lengths) // 2)
+        flops = encoder_flops(sizes, lengths, at_cls=False) + contrast_flops(len(lengths) // 2)
         flops += gene_head_flops(sizes, n_hidden=len(batch.hidden_tokens), n_ids=encoder.n_tokens)
         return Work(len(lengths) // 2, 0, int(lengths.sum()), flops.total)
 
@@ -129,6 +128,14 @@ def encoder_stage(
         key=lambda unit: view.places[units[unit][0]].key, work=work,
         embed=lambda model, batch: model.encoder(batch.tokens[: len(batch.tokens) // 2]), blocks="encoder.bert.encoder.layer",
     )  # fmt: skip
+
+
+def masked_twice(true: IntArray, *, cls_token: int, rate: float, rng: Generator) -> CellPairBatch:
+    """Return two passes of cells, (B, T) as `GeneTokens.padded` gives them, each with other genes hidden."""
+    seen, is_hidden = zip(*(mask_gene_tokens(true, cls_token=cls_token, rate=rate, rng=rng) for _ in range(2)), strict=True)
+    hidden = np.vstack(is_hidden)
+    tokens, targets = (torch.from_numpy(one) for one in (np.vstack(seen), np.vstack([true, true])[hidden]))
+    return CellPairBatch(tokens, torch.from_numpy(hidden), gene_of(targets))
 
 
 def se2_stage(

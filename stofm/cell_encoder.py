@@ -1,4 +1,4 @@
-"""Gene scale: transformers' BERT over a cell's ranked genes, and a 256-d unit vector read at `<cls>`."""
+"""Gene scale: transformers' BERT over a cell's ranked genes and their levels, and a 256-d unit vector read at `<cls>`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stofm.config import FrozenModel
 from stofm.errors import CheckpointError, located, one_line
 from stofm.fields import EMBEDDING_DIM, PAD_TOKEN
-from stofm.gene_tokens import GeneTokens
+from stofm.gene_tokens import LEVEL_SHIFT, N_LEVELS, GeneTokens
 from stofm.weights import load_weights, read_weights
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class CellEncoderConfig(FrozenModel):
 
 class CellEncoder(nn.Module):
     """Gene tokens of cells in, unit vectors out.
+
+    What BERT calls the type of a token is the level of its gene. Encoders that were made without levels, as published ones, have two types and
+    read ranks alone.
 
     Attributes
     ----------
@@ -70,7 +73,7 @@ class CellEncoder(nn.Module):
                 hidden_dropout_prob=config.dropout,
                 attention_probs_dropout_prob=config.dropout,
                 pad_token_id=PAD_TOKEN,
-                type_vocab_size=2,
+                type_vocab_size=N_LEVELS,
             )
         )
 
@@ -120,17 +123,55 @@ class CellEncoder(nn.Module):
         """Genes of a cell that the encoder reads at most, beside `<cls>`."""
         return int(self.bert.config.max_position_embeddings) - 1
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Map (B, T) int64 tokens, `<cls>` first and padded at the end, to (B, T, width) states."""
-        return self.bert(input_ids=tokens, attention_mask=(tokens != PAD_TOKEN).long()).last_hidden_state
+    @property
+    def reads_levels(self) -> bool:
+        """Whether it is told how much of a cell's molecules are of a gene, beside its rank."""
+        return int(self.bert.config.type_vocab_size) == N_LEVELS
 
-    def embed(self, hidden: Tensor) -> Tensor:
-        """Map (B, T, width) states to (B, 256) unit vectors, read at `<cls>`."""
-        return nn.functional.normalize(self.proj(hidden[:, 0]), dim=-1)
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Map (B, T) int64 tokens with their levels (`GeneTokens.padded`) to (B, T, width) states."""
+        genes = gene_of(tokens)
+        return self.bert(input_ids=genes, token_type_ids=self._levels(tokens), attention_mask=(genes != PAD_TOKEN).long()).last_hidden_state
+
+    def at_cls(self, tokens: Tensor) -> Tensor:
+        """Map tokens to the (B, width) states of `<cls>` alone, as `hidden` has them.
+
+        Of the last layer nothing else is computed, so it takes hardly any time, and none that grows with the square of a cell's genes.
+        """
+        from transformers.masking_utils import create_bidirectional_mask
+
+        genes, bert = gene_of(tokens), self.bert
+        is_token = genes != PAD_TOKEN
+        states = bert.embeddings(input_ids=genes, token_type_ids=self._levels(tokens))
+        mask = create_bidirectional_mask(config=bert.config, inputs_embeds=states, attention_mask=is_token.long())
+        *others, last = list[Any](bert.encoder.layer)
+        for layer in others:
+            states = layer(states, mask)
+        cls, read = states[:, :1], last.attention.self
+        query, key, value = (
+            linear(of).unflatten(-1, (-1, read.attention_head_size)).transpose(1, 2)
+            for linear, of in ((read.query, cls), (read.key, states), (read.value, states))
+        )
+        dropout = read.dropout.p if self.training else 0.0
+        read_at_cls = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=is_token[:, None, None], dropout_p=dropout)
+        found: Tensor = last.feed_forward_chunk(last.attention.output(read_at_cls.transpose(1, 2).flatten(2), cls))
+        return found[:, 0]
+
+    def embed(self, at_cls: Tensor) -> Tensor:
+        """Map (B, width) states of `<cls>` to (B, 256) unit vectors."""
+        return nn.functional.normalize(self.proj(at_cls), dim=-1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map (B, T) int64 tokens, `<cls>` first and padded at the end, to (B, 256) unit vectors."""
-        return self.embed(self.hidden(tokens))
+        """Map (B, T) int64 tokens with their levels (`GeneTokens.padded`) to (B, 256) unit vectors."""
+        return self.embed(self.at_cls(tokens))
+
+    def _levels(self, tokens: Tensor) -> Tensor | None:
+        return tokens >> LEVEL_SHIFT if self.reads_levels else None
+
+
+def gene_of(tokens: Tensor) -> Tensor:
+    """Return tokens without their levels."""
+    return tokens & ((1 << LEVEL_SHIFT) - 1)
 
 
 @torch.inference_mode()

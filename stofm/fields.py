@@ -14,6 +14,7 @@ EMBEDDING_DIM: Final = 256  # width of every cell embedding and cell representat
 ROWS: Final = "rows"  # (n,) uint32, rows of the cells in their slice
 COORDS_UM: Final = "coords_um"  # (n, 2) float32, micrometres, origin at the centre of the sub-slice
 GENE_TOKENS: Final = "gene_tokens"  # (sum of lengths,) uint16 or uint32, cells one after the other
+GENE_LEVELS: Final = "gene_levels"  # (sum of lengths,) uint8, how much of its cell's molecules are of each gene (`stofm.gene_tokens`)
 N_TOKENS: Final = "n_tokens"  # (n,) uint16, gene tokens of each cell
 CELL_EMBEDDINGS: Final = "cell_embeddings"  # (n, 256) float16, unit length
 IS_CONTEXT: Final = "is_context"  # (n,) bool, cells of another sub-slice seen as context; only in records that have some

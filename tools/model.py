@@ -73,6 +73,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
             "n_heads": bert.num_attention_heads,
             "ffn_dim": bert.intermediate_size,
             "max_tokens": embedder.scales.rank_value.max_tokens,
+            "reads_levels": model.cell_encoder.reads_levels,
             "n_parameters": sum(parameter.numel() for parameter in model.cell_encoder.parameters()),
         },
         "se2_transformer": {
@@ -97,7 +98,7 @@ def _show(about: dict[str, Any]) -> None:
     lines = {
         "scheme": SCHEMES[about["scheme"]],
         "cell encoder": f"{encoder['n_layers']} layers, {encoder['width']} wide, {encoder['n_heads']} heads; reads {encoder['max_tokens']:,} genes "
-        f"of a cell; {encoder['n_parameters']:,} parameters",
+        f"of a cell{' and their levels' if encoder['reads_levels'] else ''}; {encoder['n_parameters']:,} parameters",
         "SE(2) transformer": f"{transformer['n_layers']} layers, {transformer['n_heads']} heads, {transformer['n_radial']} radial functions; "
         f"{transformer['n_parameters']:,} parameters",
         "pair bias": f"from a table, within {transformer['pair_bias_error']:.1e}" if transformer["pair_bias_error"] else "computed",

@@ -31,12 +31,11 @@ from corpus.view import View
 from pretrain.config import EncoderStageConfig, JointStageConfig, PretrainConfig, SE2StageConfig
 from pretrain.data import Order
 from pretrain.joint import joint_stage
-from pretrain.masking import mask_gene_tokens
 from pretrain.objectives import CellPairBatch, EncoderObjectives, SE2Objectives
 from pretrain.run_log import read_run_log
-from pretrain.stages import encoder_stage
+from pretrain.stages import encoder_stage, masked_twice
 from stofm.cell_encoder import CellEncoder, CellEncoderConfig, embed_cells
-from stofm.fields import GENE_TOKENS, N_TOKENS
+from stofm.fields import N_TOKENS
 from stofm.gene_tokens import GeneTokens
 from stofm.se2_transformer import SE2Transformer, SE2TransformerConfig
 
@@ -89,7 +88,7 @@ def seconds_per_cell(corpus: Corpus, size: Size) -> dict[str, list[float]]:
     view, cls = corpus.token_view(), corpus.vocab.cls_token
     stage = encoder_stage(EncoderStageConfig(cells_per_micro_batch=128), new_encoder(corpus, size), view, cls_token=cls, seed=0)
     records = [view.read(number) for number in range(len(view))]
-    every = GeneTokens.of_lengths(np.concatenate([one[GENE_TOKENS] for one in records]), np.concatenate([one[N_TOKENS] for one in records]))
+    every = GeneTokens.joined([GeneTokens.of_record(one, with_levels=True) for one in records])
     order, rng, place = Order(stage.n_units, 0), np.random.default_rng(0), iter(range(10**9))
     seconds: dict[str, list[float]] = {BUCKETED: [], RANDOM: []}
 
@@ -104,9 +103,7 @@ def seconds_per_cell(corpus: Corpus, size: Size) -> dict[str, list[float]]:
     def random() -> None:
         for _ in range(-(-n_cells // 32)):
             true = every.padded(rng.integers(0, len(every.lengths), 32), cls_token=cls)
-            seen, hidden = zip(*(mask_gene_tokens(true, cls_token=cls, rate=0.15, rng=rng) for _ in range(2)), strict=True)
-            is_hidden = np.vstack(hidden)
-            train_on(stage.model, CellPairBatch(*map(torch.from_numpy, (np.vstack(seen), is_hidden, np.vstack([true, true])[is_hidden]))))
+            train_on(stage.model, masked_twice(true, cls_token=cls, rate=0.15, rng=rng))
         counted[RANDOM] = -(-n_cells // 32) * 32
 
     n_cells, counted = min(128 * size.n_steps, len(every.lengths)), {}  # so many that every round has its share of each panel

@@ -18,7 +18,7 @@ from corpus.store import Corpus
 from corpus.view import View
 from stofm.durable import tree_sha256
 from stofm.errors import ConfigError
-from stofm.fields import COORDS_UM, GENE_TOKENS, N_TOKENS, ROWS
+from stofm.fields import COORDS_UM, ROWS
 from stofm.gene_tokens import GeneTokens
 
 
@@ -123,9 +123,11 @@ def test_a_record_holds_the_genes_and_places_of_its_rows(tiny_corpus):
     view, vocab = tiny_corpus.token_view(), tiny_corpus.vocab
     for number, place in enumerate(view.places):
         truth, arrays = tiny_corpus.truth(place.slice_id), view.read(number)
-        tokens = GeneTokens.of_lengths(arrays[GENE_TOKENS], arrays[N_TOKENS])
+        tokens = GeneTokens.of_record(arrays, with_levels=True)
         counts = vocab.count(truth.counts, truth.human_ids)[arrays[ROWS].astype(int)]
-        assert tokens.tokens.tolist() == rank_value_encode(counts, vocab.medians, max_tokens=2048).tokens.tolist()
+        expected = rank_value_encode(counts, vocab.medians, max_tokens=2048)
+        assert tokens.tokens.tolist() == expected.tokens.tolist()
+        assert tokens.levels.tolist() == expected.levels.tolist()
         assert (tokens.lengths.max(), len(tokens.lengths)) == (place.longest, place.n_cells)
         coords = truth.coords_um[arrays[ROWS].astype(int)]
         np.testing.assert_allclose(arrays[COORDS_UM], coords - coords.mean(axis=0), atol=1e-3)

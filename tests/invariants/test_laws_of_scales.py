@@ -140,10 +140,11 @@ MEDIANS = st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0]) | st.floats(0.0078125, 1024
 
 
 @given(genes=st.lists(st.tuples(st.integers(0, 200), MEDIANS), min_size=1, max_size=30), factor=st.integers(1, 1000))
-def test_multiplying_all_counts_of_a_cell_keeps_its_tokens(genes, factor):
+def test_multiplying_all_counts_of_a_cell_keeps_its_tokens_and_levels(genes, factor):
     counts, medians = np.array([[count for count, _ in genes]]), np.array([median for _, median in genes])
-    tokens, scaled = (rank_value_encode(csr_matrix(matrix), medians, max_tokens=20).tokens.tolist() for matrix in (counts, counts * factor))
-    assert tokens == scaled
+    cell, scaled = (rank_value_encode(csr_matrix(matrix), medians, max_tokens=20) for matrix in (counts, counts * factor))
+    assert cell.tokens.tolist() == scaled.tokens.tolist()
+    assert cell.levels.tolist() == scaled.levels.tolist()
 
 
 def test_a_slice_without_a_gene_of_the_vocabulary_gives_no_record(tiny_corpus):

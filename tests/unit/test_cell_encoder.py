@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from stofm.cell_encoder import CellEncoder, CellEncoderConfig, batches_by_length, embed_cells
 from stofm.errors import CheckpointError
-from stofm.gene_tokens import GeneTokens
+from stofm.gene_tokens import N_LEVELS, GeneTokens
 
 CLS = 21
 
@@ -29,7 +29,8 @@ def encoder() -> CellEncoder:
 def tokens() -> GeneTokens:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 31, 40)
-    return GeneTokens.of_lengths(rng.integers(2, CLS, lengths.sum()).astype(np.uint16), lengths)
+    levels = rng.integers(1, N_LEVELS, lengths.sum()).astype(np.uint8)
+    return GeneTokens.of_lengths(rng.integers(2, CLS, lengths.sum()).astype(np.uint16), lengths, levels)
 
 
 @pytest.fixture
@@ -70,6 +71,33 @@ def test_batches_hold_every_cell_once_and_keep_to_their_budget():
 
 def test_sizes_follow_the_vocabulary(encoder):
     assert (encoder.n_tokens, encoder.max_tokens) == (22, 30)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_what_is_read_at_cls_is_what_all_states_hold_there(tokens, n_layers, attention):
+    torch.manual_seed(0)
+    deeper = CellEncoder.from_scratch(CellEncoderConfig(n_layers=n_layers, width=16, n_heads=2, ffn_dim=16), n_tokens=22, max_tokens=30).eval()
+    deeper.bert.set_attn_implementation(attention)
+    cells = torch.from_numpy(tokens.padded(np.arange(40), cls_token=CLS))
+    torch.testing.assert_close(deeper.at_cls(cells), deeper.hidden(cells)[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_levels_are_read(encoder, tokens):
+    without = GeneTokens(tokens.tokens, tokens.offsets)
+    told, untold = (embed_cells(encoder, cells, cls_token=CLS) for cells in (tokens, without))
+    assert np.abs(told - untold).max(axis=1).min() > 1e-4  # of random weights
+
+
+def test_an_encoder_that_was_made_without_levels_reads_ranks_alone(encoder, tokens, tmp_path):
+    from transformers import BertConfig
+
+    old = CellEncoder(BertConfig(**{**encoder.bert.config.to_dict(), "type_vocab_size": 2}))
+    old.save(tmp_path / "old")
+    again, without = CellEncoder.from_folder(tmp_path / "old").eval(), GeneTokens(tokens.tokens, tokens.offsets)
+    assert not again.reads_levels
+    assert embed_cells(again, tokens, cls_token=CLS).tobytes() == embed_cells(again, without, cls_token=CLS).tobytes()
 
 
 def test_what_was_saved_is_loaded_to_the_bit(encoder, tokens, folder):

@@ -78,11 +78,13 @@ def assert_alike(found: cost.Flops, expected: cost.Flops, *, within: float) -> N
     assert found.backward == pytest.approx(expected.backward, rel=within)
 
 
+@pytest.mark.parametrize("at_cls", [True, False])
 @pytest.mark.parametrize(("n_cells", "length"), [(3, 20), (2, 150)])
-def test_operations_of_the_encoder_are_those_counted(n_cells, length):
+def test_operations_of_the_encoder_are_those_counted(n_cells, length, at_cls):
     model = encoder()
-    expected = cost.encoder_flops(cost.encoder_config_of(model), np.full(n_cells, length))
-    assert_alike(expected, counted(lambda: model(tokens_of(n_cells, length)).sum()), within=0.01)
+    expected = cost.encoder_flops(cost.encoder_config_of(model), np.full(n_cells, length), at_cls=at_cls)
+    embed = model if at_cls else lambda tokens: model.embed(model.hidden(tokens)[:, 0])
+    assert_alike(expected, counted(lambda: embed(tokens_of(n_cells, length)).sum()), within=0.01)
 
 
 def test_operations_of_the_encoder_stage_are_those_counted():
@@ -91,7 +93,9 @@ def test_operations_of_the_encoder_stage_are_those_counted():
     is_hidden[:, 3:9] = True
     batch = SimpleNamespace(tokens=tokens, is_hidden=is_hidden, hidden_tokens=tokens[is_hidden])
     model = EncoderObjectives(encoder(), temperature=0.05)
-    expected = cost.encoder_flops(ENCODER, np.full(8, 40)) + cost.gene_head_flops(ENCODER, n_hidden=48, n_ids=N_IDS) + cost.contrast_flops(4)
+    expected = (
+        cost.encoder_flops(ENCODER, np.full(8, 40), at_cls=False) + cost.gene_head_flops(ENCODER, n_hidden=48, n_ids=N_IDS) + cost.contrast_flops(4)
+    )
     assert_alike(expected, counted(lambda: sum(model(batch).values())), within=0.01)
 
 
@@ -111,11 +115,12 @@ def test_twice_the_cells_cost_twice_and_longer_cells_more_than_in_proportion():
     assert cost.encoder_flops(ENCODER, [100]).total > two.total
 
 
+@pytest.mark.parametrize("at_cls", [True, False])
 @pytest.mark.parametrize("length", [40, 160])
-def test_what_the_encoder_keeps_for_gradients_is_foreseen(length):
+def test_what_the_encoder_keeps_for_gradients_is_foreseen(length, at_cls):
     model = encoder().train()
-    found = kept_bytes(lambda: model(tokens_of(16, length)), model)
-    assert cost.encoder_activation_bytes(ENCODER, 16 * length) == pytest.approx(found, rel=0.1)
+    found = kept_bytes(lambda: (model if at_cls else model.hidden)(tokens_of(16, length)), model)
+    assert cost.encoder_activation_bytes(ENCODER, 16 * length, at_cls=at_cls) == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("n_cells", [100, 400])

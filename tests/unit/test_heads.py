@@ -234,10 +234,13 @@ def test_fine_tuning_changes_what_was_asked_and_is_kept(depth, tuning, tmp_path)
 
 def test_fine_tuning_fits_what_embeddings_alone_do_not(tuning):
     """Either a type of the first half or a place in the first region, but not both: no linear head can say that."""
-    embedder, (name, table) = tuning[0], next(iter(tuning[1].items()))
-    types, regions = (table.obs[label].astype("category").cat.codes for label in ("cell_type", "region"))
-    table.obs["either"] = np.where((types < types.max() / 2) ^ (regions == 0), "one", "both or none")
-    config = HeadConfig(finetune=FinetuneConfig(depth="all", epochs=30, patience=30, lr=1e-3))
-    tuned, plain = (fit_head({name: table}, "region", label="either", config=one, embedder=embedder) for one in (config, HeadConfig()))
-    scores = [predict_head(head, table.copy(), name, embedder=embedder).scores.macro_f1 for head in (tuned, plain)]
-    assert scores[0] > scores[1]
+    embedder, tables = tuning[0], {name: table.copy() for name, table in tuning[1].items()}
+    for table in tables.values():
+        types, regions = (table.obs[label].astype("category").cat.codes for label in ("cell_type", "region"))
+        table.obs["either"] = np.where((types < types.max() / 2) ^ (regions == 0), "one", "both or none")
+    config = HeadConfig(finetune=FinetuneConfig(depth="all", epochs=60, patience=60))
+    tuned, plain = (fit_head(tables, "region", label="either", config=one, embedder=embedder) for one in (config, HeadConfig()))
+    scores = [
+        [predict_head(head, table.copy(), name, embedder=embedder).scores.macro_f1 for name, table in tables.items()] for head in (tuned, plain)
+    ]
+    assert np.mean(scores[0]) > np.mean(scores[1]) + 0.02, scores

@@ -10,6 +10,7 @@ from synth import random_cells, random_record, record_of
 from pretrain.config import SE2StageConfig
 from pretrain.masking import mask_gene_tokens, mask_sub_slice
 from stofm.fields import CELL_EMBEDDINGS, COORDS_UM, IS_CONTEXT, MASK_TOKEN, PAD_TOKEN, VIRTUAL_COORDS_UM, VIRTUAL_EMBEDDINGS
+from stofm.gene_tokens import LEVEL_SHIFT
 
 CLS = 99
 CONFIG = SE2StageConfig(mask_rate=0.2, keep_rate=0.1, move_rate=0.3)
@@ -33,6 +34,13 @@ def test_the_share_of_gene_tokens_asked_for_is_hidden_and_special_tokens_never_a
     assert is_hidden[is_gene].mean() == pytest.approx(rate, abs=0.02)
     assert not is_hidden[~is_gene].any()
     np.testing.assert_array_equal(seen, np.where(is_hidden, MASK_TOKEN, tokens))
+
+
+def test_the_level_of_a_hidden_gene_is_hidden_too():
+    tokens = np.arange(2, 90)[None] | (np.arange(2, 90)[None] << LEVEL_SHIFT)
+    seen, is_hidden = mask_gene_tokens(tokens, cls_token=CLS, rate=0.5, rng=np.random.default_rng(0))
+    assert set((seen[is_hidden] >> LEVEL_SHIFT).tolist()) == {0}
+    np.testing.assert_array_equal(seen[~is_hidden], tokens[~is_hidden])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from downstream import self_test as module
 from downstream.embedding import Embedder, load_embedder
 from downstream.model_import import import_published
 from downstream.self_test import MOST_CHANGE, in_published_unit, made_up, represent_first, self_test
+from stofm.cell_encoder import gene_of
 from stofm.geometry import find_pairs
 
 OF_EITHER = [
@@ -83,6 +84,6 @@ def test_weights_that_are_no_numbers_fail(tissue):
 
 def test_an_encoder_that_reads_padding_fails(tissue):
     broken = copy.deepcopy(tissue.model.cell_encoder)
-    broken.hidden = lambda tokens: broken.bert(input_ids=tokens).last_hidden_state
+    broken.at_cls = lambda tokens: broken.bert(input_ids=gene_of(tokens)).last_hidden_state[:, 0]
     changes = self_test(replace(tissue, model=replace(tissue.model, cell_encoder=broken)))
     assert [what for what, change in changes.items() if not change <= MOST_CHANGE] == ["cell, padding"]
