@@ -64,7 +64,8 @@ class Checkpoint:
 def write_checkpoint(folder: Path, vocab: GeneVocab, weights: Weights, *, max_tokens: int = 70) -> Checkpoint:
     """Write a checkpoint whose small cell encoder reads this vocabulary, at most `max_tokens` genes of a cell."""
     torch.manual_seed(1)
-    encoder = CellEncoder.from_scratch(CellEncoderConfig(n_layers=2, width=32, n_heads=2, ffn_dim=32), n_tokens=vocab.n_tokens, max_tokens=max_tokens)
+    sizes = CellEncoderConfig(n_layers=2, width=32, n_heads=2, ffn_dim=32)
+    encoder = without_levels(CellEncoder.from_scratch(sizes, n_tokens=vocab.n_tokens, max_tokens=max_tokens))
     encoder.save(folder / "cell_encoder")
     (folder / "cell_encoder" / "cell_proj.safetensors").unlink()
     torch.save(encoder.proj.state_dict(), folder / "cell_encoder" / "cell_proj.bin")
@@ -74,6 +75,13 @@ def write_checkpoint(folder: Path, vocab: GeneVocab, weights: Weights, *, max_to
     for name, values in (("tokens", tokens), ("medians", dict(zip(vocab.gene_ids.tolist(), vocab.medians.tolist(), strict=True)))):
         (folder / f"{name}.csv").write_text("gene,value\n" + "".join(f"{gene},{value!r}\n" for gene, value in values.items()))
     return Checkpoint(folder)
+
+
+def without_levels(encoder: CellEncoder) -> CellEncoder:
+    """Return an encoder of the same sizes, at random, that is told ranks alone: published ones, and ours from before there were levels."""
+    from transformers import BertConfig
+
+    return CellEncoder(BertConfig(**{**encoder.bert.config.to_dict(), "type_vocab_size": 2}))
 
 
 def edit(path: Path, change: Callable[[Weights], object]) -> None:

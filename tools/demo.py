@@ -76,7 +76,7 @@ def pretrain_config(corpus: Path, out: Path, *, seed: int) -> PretrainConfig:
         corpus=str(corpus),
         out=str(out),
         seed=seed,
-        cell_encoder=CellEncoderConfig(n_layers=2, width=128, ffn_dim=256),
+        cell_encoder=CellEncoderConfig(n_layers=1, width=128, ffn_dim=256),
         encoder_stage=EncoderStageConfig(epochs=1, optim=OptimConfig(lr=1e-4)),
         se2_transformer=SE2TransformerConfig(n_layers=2),
         se2_stage=SE2StageConfig(epochs=8, optim=OptimConfig(lr=1e-3)),

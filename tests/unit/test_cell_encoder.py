@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_checkpoint import Code
+from published_checkpoint import Code, without_levels
 from safetensors.torch import load_file, save_file
 
 from stofm.cell_encoder import CellEncoder, CellEncoderConfig, batches_by_length, embed_cells
@@ -91,10 +91,7 @@ def test_levels_are_read(encoder, tokens):
 
 
 def test_an_encoder_that_was_made_without_levels_reads_ranks_alone(encoder, tokens, tmp_path):
-    from transformers import BertConfig
-
-    old = CellEncoder(BertConfig(**{**encoder.bert.config.to_dict(), "type_vocab_size": 2}))
-    old.save(tmp_path / "old")
+    without_levels(encoder).save(tmp_path / "old")
     again, without = CellEncoder.from_folder(tmp_path / "old").eval(), GeneTokens(tokens.tokens, tokens.offsets)
     assert not again.reads_levels
     assert embed_cells(again, tokens, cls_token=CLS).tobytes() == embed_cells(again, without, cls_token=CLS).tobytes()
