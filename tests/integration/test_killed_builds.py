@@ -34,7 +34,7 @@ def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(n_kills, simu
     settings = corpus_config([*simulated_paths, spoilt], tmp_path / "killed")
     config = write_yaml(tmp_path / "build.yaml", settings.model_dump(mode="json"))
     n_hits, n_states = kill_and_finish(config, tmp_path / "killed", n_kills)
-    assert n_hits == n_kills
+    assert n_hits >= n_kills
     assert n_states > 1
     whole, killed = contents(tmp_path / "killed-whole"), contents(tmp_path / "killed")
     assert {name: digest for name, digest in killed.items() if name != "config.yaml"} == {
