@@ -17,7 +17,7 @@ def shared_axes(of_slices: Sequence[FloatArray], n_dims: int) -> FloatArray:
     """Find a linear map to few dimensions that keeps, within every slice, the distances that its axes tell.
 
     Genes that no slice measures together, or axes along which no slice varies together, may lie in the same dimensions. So a map of 7,301 genes
-    into 252 dimensions keeps 45 axes of each of 25 slices, 1,000 in all, where orthogonal axes would keep 252.
+    into 254 dimensions keeps 45 axes of each of 25 slices, 1,000 in all, where orthogonal axes would keep 254.
 
     Parameters
     ----------
