@@ -6,6 +6,8 @@ None is given labels; all see every slice of a task at once, as they are meant t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -28,7 +30,7 @@ def peer_features(name: PeerName, *, seed: int) -> Make:
     """Return what makes the features of a peer; whatever goes wrong in it is the row's remark, and the evaluation goes on."""
 
     def make(slices: Sequence[Slice], fit_on: list[int]) -> Features:
-        with measured() as cost:
+        with measured() as cost, redirect_stdout(StringIO()):  # some print whole matrices
             try:
                 joined = _joined(slices)
                 features = np.asarray(_PEERS[name](joined, seed), dtype=np.float32)
