@@ -136,7 +136,8 @@ class CellEncoder(nn.Module):
     def at_cls(self, tokens: Tensor) -> Tensor:
         """Map tokens to the (B, width) states of `<cls>` alone, as `hidden` has them.
 
-        Of the last layer nothing else is computed, so it takes hardly any time, and none that grows with the square of a cell's genes.
+        Of the last layer only keys and values of the other tokens are computed: some quarter of it, and nothing that grows with the square of
+        a cell's genes.
         """
         from transformers.masking_utils import create_bidirectional_mask
 

@@ -141,13 +141,13 @@ def plain_tokens(counts: csr_matrix, vocab: GeneVocab) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def plain_cells(encoder: CellEncoder, counts: csr_matrix, vocab: GeneVocab) -> np.ndarray:
-    """Batches of 32 cells in the order of the file, all padded to the longest cell."""
+    """Batches of 32 cells in the order of the file, all padded to the longest cell; every layer computes the states of all tokens."""
     tokens = plain_tokens(counts, vocab)
     padded = np.full((len(tokens), 1 + max(map(len, tokens))), PAD_TOKEN, np.int64)
     for row, cell in zip(padded, tokens, strict=True):
         row[0], row[1 : 1 + len(cell)] = vocab.cls_token, cell
     batches = torch.from_numpy(padded).split(CELLS_PER_BATCH)
-    return torch.cat([encoder(batch) for batch in batches]).numpy()
+    return torch.cat([encoder.embed(encoder.hidden(batch)[:, 0]) for batch in batches]).numpy()
 
 
 @torch.inference_mode()
