@@ -63,12 +63,12 @@ def encoder_flops(config: CellEncoderConfig, lengths: ArrayLike, *, at_cls: bool
     """Embed cells of these lengths, (n,), gene tokens and `<cls>`; padding counts, so hand over padded lengths for what is computed.
 
     A token costs ``L (8 d^2 + 4 d f)`` forward, and in a cell of T tokens ``4 L d T`` more for attention. `at_cls`: in the last layer, which
-    is read at `<cls>` alone, it costs ``4 d^2 + 4 d``.
+    is read at `<cls>` alone, it costs ``4 h d`` of h heads.
     """
     length, n_whole = np.asarray(lengths, np.float64), config.n_layers - at_cls
     tokens, pairs = float(length.sum()), float((length**2).sum())
     whole = n_whole * (tokens * (4 * config.width**2 + 2 * config.width * config.ffn_dim) + 2 * pairs * config.width)
-    of_cls = tokens * (2 * config.width**2 + 2 * config.width) + length.size * (2 * config.width**2 + 2 * config.width * config.ffn_dim)
+    of_cls = tokens * 2 * config.n_heads * config.width + length.size * (4 * config.width**2 + 2 * config.width * config.ffn_dim)
     return _product(whole + at_cls * of_cls) + _product(length.size * config.width * D)
 
 
@@ -124,12 +124,12 @@ def encoder_activation_bytes(config: CellEncoderConfig, n_tokens: float, *, at_c
     """What the gradient of the encoder keeps of `n_tokens` tokens in float32, attention by a fused kernel.
 
     Of each layer eight arrays of its width, two of its feed-forward width, and the sums of attention and norms; `at_cls`: of the last
-    layer, which is read at `<cls>` alone, three of its width.
+    layer, which is read at `<cls>` alone, one of its width, and scores.
     """
     of_layer: float = 8 * config.width + 2 * config.ffn_dim + config.n_heads + 5
     if config.dropout:
         of_layer += 2 * config.width / FLOAT + 2 * config.width  # two masks of bytes, and what they were laid on
-    return FLOAT * n_tokens * ((config.n_layers - at_cls) * of_layer + (1 + 3 * at_cls) * config.width)
+    return FLOAT * n_tokens * ((config.n_layers - at_cls) * of_layer + config.width + at_cls * (config.width + 2 * config.n_heads))
 
 
 def transformer_activation_bytes(config: SE2TransformerConfig, *, n_cells: int, n_virtual: int, n_contexts: int = 0) -> float:

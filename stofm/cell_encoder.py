@@ -18,6 +18,7 @@ from stofm.config import FrozenModel
 from stofm.errors import CheckpointError, located, one_line
 from stofm.fields import EMBEDDING_DIM, PAD_TOKEN
 from stofm.gene_tokens import LEVEL_SHIFT, N_LEVELS, GeneTokens
+from stofm.packed import PackedLinear, can_pack, packed
 from stofm.weights import load_weights, read_weights
 
 if TYPE_CHECKING:
@@ -136,8 +137,7 @@ class CellEncoder(nn.Module):
     def at_cls(self, tokens: Tensor) -> Tensor:
         """Map tokens to the (B, width) states of `<cls>` alone, as `hidden` has them.
 
-        Of the last layer only keys and values of the other tokens are computed: some quarter of it, and nothing that grows with the square of
-        a cell's genes.
+        Of the last layer hardly anything is computed for the other tokens, and nothing that grows with the square of a cell's genes.
         """
         from transformers.masking_utils import create_bidirectional_mask
 
@@ -148,14 +148,8 @@ class CellEncoder(nn.Module):
         *others, last = list[Any](bert.encoder.layer)
         for layer in others:
             states = layer(states, mask)
-        cls, read = states[:, :1], last.attention.self
-        query, key, value = (
-            linear(of).unflatten(-1, (-1, read.attention_head_size)).transpose(1, 2)
-            for linear, of in ((read.query, cls), (read.key, states), (read.value, states))
-        )
-        dropout = read.dropout.p if self.training else 0.0
-        read_at_cls = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=is_token[:, None, None], dropout_p=dropout)
-        found: Tensor = last.feed_forward_chunk(last.attention.output(read_at_cls.transpose(1, 2).flatten(2), cls))
+        cls, mixed = states[:, :1], _read_by_first(last.attention.self, states, is_token)
+        found: Tensor = last.feed_forward_chunk(last.attention.output(mixed, cls))
         return found[:, 0]
 
     def embed(self, at_cls: Tensor) -> Tensor:
@@ -166,8 +160,43 @@ class CellEncoder(nn.Module):
         """Map (B, T) int64 tokens with their levels (`GeneTokens.padded`) to (B, 256) unit vectors."""
         return self.embed(self.at_cls(tokens))
 
+    def for_inference(self) -> CellEncoder:
+        """Return a copy of equal results that is faster where it can be; it has no gradients and does not see later changes of weights."""
+        from transformers.activations import GELUActivation
+
+        if not can_pack(self):
+            return self
+        copy = packed(self)
+        for layer in copy.bert.encoder.layer:
+            up = layer.intermediate
+            if type(up.intermediate_act_fn) is GELUActivation and isinstance(up.dense, PackedLinear):
+                up.dense, up.intermediate_act_fn = PackedLinear(up.dense, "gelu"), nn.Identity()
+        return copy
+
     def _levels(self, tokens: Tensor) -> Tensor | None:
         return tokens >> LEVEL_SHIFT if self.reads_levels else None
+
+
+def _read_by_first(attention: Any, states: Tensor, is_token: Tensor) -> Tensor:
+    """What the first token of each cell gathers from all: (B, T, width) states through BERT's self-attention to (B, 1, width).
+
+    A query times the key of a state is the query times the key's weights, times the state; and a mean of values is the value of a mean. So
+    neither a key nor a value is made for each token: the heads ask the states themselves. Adapted weights (peft) are no plain matrices, and
+    dropout falls on single values; both make the keys and values.
+    """
+    size, dropout = attention.attention_head_size, attention.dropout.p if attention.training else 0.0
+    query = attention.query(states[:, :1]).unflatten(-1, (-1, size)).transpose(1, 2)  # (B, H, 1, size)
+    if dropout or not all(isinstance(linear, nn.Linear) for linear in (attention.key, attention.value)):
+        key, value = (linear(states).unflatten(-1, (-1, size)).transpose(1, 2) for linear in (attention.key, attention.value))
+        read = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=is_token[:, None, None], dropout_p=dropout)
+        return read.transpose(1, 2).flatten(2)
+    of_key, of_value = (linear.weight.unflatten(0, (-1, size)) for linear in (attention.key, attention.value))  # each (H, size, width)
+    query = query[:, :, 0] * size**-0.5
+    asked = torch.einsum("bhd,hdw->bhw", query, of_key)
+    same = (query * attention.key.bias.unflatten(0, (-1, size))).sum(-1, keepdim=True)  # of all tokens, for weights without gradient stop DDP
+    scores = (asked @ states.mT + same).masked_fill(~is_token[:, None], -torch.inf)  # (B, H, T)
+    read = torch.einsum("bhw,hdw->bhd", scores.softmax(-1) @ states, of_value)
+    return read.flatten(1)[:, None] + attention.value.bias
 
 
 def gene_of(tokens: Tensor) -> Tensor:
@@ -190,6 +219,7 @@ def embed_cells(
         In the order of the cells; `into`, an array or what is indexed like one, if it is given.
     """
     device = next(encoder.parameters()).device
+    encoder = encoder.for_inference()
     budget = tokens_per_batch or TOKENS_PER_BATCH["cpu" if device.type == "cpu" else "gpu"]
     embeddings = np.empty((len(tokens.lengths), EMBEDDING_DIM), np.float32) if into is None else into
     for cells in batches_by_length(tokens.lengths + 1, budget):
