@@ -3,7 +3,7 @@
 Question: how many times faster is it, forward and in a training step (masked cells and distances, every gradient), in which share of
 the memory; and how do time and memory of our own scheme grow up to 10,000 cells in one sub-slice?
 
-    make bench      runs it fully and writes results/model_cpu_<date>.md, with a table for the GPU where there is one
+    make bench      runs it fully and writes results/model_cpu_<date>.md and, where there is a GPU, model_gpu_<date>.md
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from published_model import NOT_A_TARGET, our_input, our_losses, our_model, our_name, published_losses, published_model, random_weights
-from report import ratio, take_turns, timing_rows, write_report
+from report import ratio, synced, take_turns, timing_rows, write_report
 from torch import Tensor
 
 from corpus.published_scheme import NO_DISTANCE, published_distances
@@ -37,6 +37,7 @@ MOST_MEMORY = {FORWARD: 1 / 8, TRAINING: 1 / 4}
 IN_BOTH_WAYS = tuple((what, way) for what in (FORWARD, TRAINING) for way in (PLAIN, OURS))
 MOST_DIFFERENCE = {FORWARD: {OURS: 2e-5, TABLE: TABLE_ERROR, CONCATENATED: 2e-5}, TRAINING: {OURS: 1e-4, CONCATENATED: 1e-4}}
 ROUNDS_ON_GPU = 5
+MOST_ON_GPU = {torch.float32: 2e-5, torch.bfloat16: 0.1}  # largest difference of an output from that in 64 bits
 MOST_GB, MOST_GROWTH = 8.0, 2.1  # of the largest sub-slice; exponent of time over its second half, with room for noise
 
 
@@ -222,31 +223,43 @@ def run_alone(kind: str, *arguments: str) -> None:
     print(time.process_time() - start, resident_megabytes("VmHWM") - before)
 
 
-def gpu_lines(size: Size) -> list[str]:
-    """The same table on a GPU, in both precisions, with cells per second and the share of what a large matrix product reaches there."""
-    if not torch.cuda.is_available():
-        return ["", "No GPU was there: nothing of this was measured on one. The same command adds its table where there is one."]
-    lines = ["", f"On a GPU, {torch.cuda.get_device_name()}; wall time; a share is of the speed of a product of two 8,192 x 8,192 matrices."]
-    data = published_sub_slices(size.n_cells, size.n_virtual, size.batches[-1])
+def measure_on_gpu(size: Size) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+    """Both ways on a GPU, in both precisions: seconds by what was done, and tables of them with cells per second."""
+    data, found, lines = published_sub_slices(size.n_cells, size.n_virtual, size.batches[-1]), {}, []
     n = data.distances.shape[-1]
-    for precision in (torch.float32, torch.bfloat16):
+    for precision in MOST_ON_GPU:
         square = torch.randn(8192, 8192, device="cuda", dtype=precision)
-        fastest = 2 * 8192**3 / np.median(take_turns({"": synced(lambda square=square: square @ square)}, 10, clock=time.perf_counter)[""])
+        fastest = 2 * 8192**3 / np.median(wall({"": lambda square=square: square @ square}, 10)[""])
         for what in (FORWARD, TRAINING):
-            ways = {name: synced(way) for name, way in ways_of(what, data, device="cuda", precision=precision).items() if name != OURS}
-            take_turns(ways, 2)
-            seconds = take_turns(ways, ROUNDS_ON_GPU, clock=time.perf_counter)
+            ways = ways_of(what, data, device="cuda", precision=precision)
+            del ways[OURS]  # on a GPU the same as `CONCATENATED`
+            found[f"{what}, {precision}"] = seconds = wall(ways, ROUNDS_ON_GPU)
             work = arithmetic(n, what) * size.batches[-1]
-            lines += gpu_table(f"{what}, {precision}, batch {size.batches[-1]}", seconds, PLAIN, size.n_cells * size.batches[-1], work / fastest)
+            lines += gpu_table(f"{what}, {precision}", seconds, PLAIN, size.n_cells * size.batches[-1], work / fastest)
         batch, forms = own_scheme(size.n_cells, precision)
-        ways = {form: synced(way) for form, way in forms.items()}
-        take_turns(ways, 2)
-        seconds = take_turns(ways, ROUNDS_ON_GPU, clock=time.perf_counter)
         tokens = (~batch.is_padding).sum(dim=1).tolist()
         title = f"Our own scheme, sub-slices of {', '.join(map(str, tokens))} tokens, pairs found within the time, forward, {precision}"
         work = sum(arithmetic(n, FORWARD) for n in tokens)
-        lines += gpu_table(title, seconds, "concatenated", int(batch.is_cell.sum()), work / fastest)
-    return lines
+        lines += gpu_table(title, wall(forms, ROUNDS_ON_GPU), "concatenated", int(batch.is_cell.sum()), work / fastest)
+    return found, lines
+
+
+def wall(ways: Mapping[str, Callable[[], object]], n_rounds: int) -> dict[str, list[float]]:
+    """Seconds on the GPU, ways in turns, after two rounds in which kernels are made."""
+    done = {name: synced(way) for name, way in ways.items()}
+    take_turns(done, 2)
+    return take_turns(done, n_rounds, clock=time.perf_counter)
+
+
+def difference_from_float64(size: Size, precision: torch.dtype) -> dict[str, float]:
+    """Largest difference of each way's outputs, forward on a GPU, from those of the plain formula in 64 bits."""
+    data = published_sub_slices(size.n_cells, size.n_virtual, 1)
+    weights = {name: value.double().cuda() for name, value in random_weights(0).items()}
+    with torch.no_grad():
+        true = published_model(weights, data.token_embeddings.double().cuda(), data.distances.double().cuda(), data.token_types.cuda())[0]
+    ways = ways_of(FORWARD, data, device="cuda", precision=precision)
+    del ways[OURS]
+    return {name: float((way() - true).abs().max()) for name, way in ways.items()}
 
 
 def gpu_table(title: str, seconds: Mapping[str, Sequence[float]], slow: str, n_cells: int, least_seconds: float) -> list[str]:
@@ -277,14 +290,6 @@ def own_scheme(n_cells: int, precision: torch.dtype, device: str = "cuda") -> tu
 def arithmetic(n_tokens: int, what: str) -> float:
     """Operations of layers and attention that the formula asks for, of one sub-slice; a training step takes three times a forward pass."""
     return 4 * (12 * n_tokens * 256**2 + 4 * n_tokens**2 * 256) * (1 if what == FORWARD else 3)
-
-
-def synced(function: Callable[[], object]) -> Callable[[], object]:
-    def run() -> None:
-        function()
-        torch.cuda.synchronize()
-
-    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,7 +366,6 @@ def test_the_model_is_many_times_faster_in_a_fraction_of_the_memory() -> None:
     lines += [f"| {what} | {plain:,.0f} | {ours:,.0f} | {plain / ours:.0f} |" for what, (plain, ours) in memory.items()]
     lines += ["", "Inference of our own scheme on one large sub-slice, neighbours included", "", "| cells | processor s | peak GB |", "|---|---|---|"]
     lines += [f"| {n_cells:,} | {seconds:.1f} | {gigabytes:.2f} |" for n_cells, (seconds, gigabytes) in found.large.items()]
-    lines += gpu_lines(FULLY)
     ratios = {key: ratio(of_way, PLAIN, OURS) for key, of_way in found.seconds.items()}
     reading = "; ".join(f"{what}, batch {b}: {times:.1f} times as fast, at least {AT_LEAST[what]:g} asked" for (what, b), times in ratios.items())
     grown = f"time grows with N to the power {growth(found.large):.2f} at the end, at most 2 asked"
@@ -371,6 +375,32 @@ def test_the_model_is_many_times_faster_in_a_fraction_of_the_memory() -> None:
     assert equal_enough(found), found.differences
     assert found.large[OF_LARGE_MEMORY][1] <= MOST_GB, found.large
     assert growth(found.large) <= MOST_GROWTH, found.large
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_model_is_many_times_faster_on_a_gpu() -> None:
+    differences = {precision: difference_from_float64(FULLY, precision) for precision in MOST_ON_GPU}
+    seconds, tables = measure_on_gpu(FULLY)
+    n = 1 + FULLY.n_virtual + FULLY.n_cells
+    lines = [
+        "# The SE(2) transformer on a GPU, against the plain published formula on the same GPU",
+        "",
+        f"Question: how many times faster, and how near to what the GPU can do? {FULLY.batches[-1]} sub-slices of {n:,} tokens, 4 layers, D 256,",
+        "8 heads, K 128. Wall time, ways in turns; a share is of the speed of a product of two 8,192 x 8,192 matrices in the same precision.",
+        *tables,
+        "",
+        "Largest difference of an output from the plain formula in 64 bits, on the GPU",
+        "",
+        "| way | float32 | bfloat16 |",
+        "|---|---|---|",
+        *(f"| {way} | {value:.1e} | {differences[torch.bfloat16][way]:.1e} |" for way, value in differences[torch.float32].items()),
+    ]
+    write_report("model", lines, work=FULLY, packages=("numpy", "torch"), on_gpu=True)
+    for precision, most in MOST_ON_GPU.items():
+        assert max(value for way, value in differences[precision].items() if way != PLAIN) <= most, differences
+    assert all(ratio(of_way, PLAIN, CONCATENATED) > 1 for of_way in seconds.values()), seconds
 
 
 if __name__ == "__main__":

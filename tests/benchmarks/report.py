@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from stofm.durable import write_text
 
@@ -53,10 +54,21 @@ def timing_rows(seconds: Mapping[str, Sequence[float]], *, slow: str) -> list[st
     ]
 
 
-def write_report(theme: str, lines: Sequence[str], *, work: object, packages: Sequence[str]) -> None:
-    """Keep a run as ``results/<theme>_cpu_<date>.md``: the lines given, then command, work, commit, versions and machine."""
+def synced(function: Callable[[], object]) -> Callable[[], object]:
+    """The same function, done only when the GPU is."""
+
+    def run() -> None:
+        function()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def write_report(theme: str, lines: Sequence[str], *, work: object, packages: Sequence[str], on_gpu: bool = False) -> None:
+    """Keep a run as ``results/<theme>_cpu_<date>.md``, or ``_gpu_``: the lines given, then command, work, commit, versions and machine."""
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform(terse=True)}, Python {platform.python_version()}"
+    machine = f"{torch.cuda.get_device_name()}; {machine}" if on_gpu else machine
     end = f"Command: `make bench`. Work: {work}. Commit: {commit}. Versions: {versions}. Machine: {machine}."
-    write_text(Path("results") / f"{theme}_cpu_{date.today().isoformat()}.md", "\n".join([*lines, "", end]) + "\n")
+    write_text(Path("results") / f"{theme}_{'gpu' if on_gpu else 'cpu'}_{date.today().isoformat()}.md", "\n".join([*lines, "", end]) + "\n")
