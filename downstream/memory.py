@@ -11,7 +11,7 @@ import torch
 from stofm.errors import ConfigError, EnvironmentFault
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-SUB_SLICES_PER_BATCH = 2
+SUB_SLICES_PER_BATCH = {"cpu": 2, "gpu": 16}
 BYTES_PER_CELL = 300  # with its arrays on disk: measured, see tests/benchmarks/bench_embedding.py
 BYTES_PER_CELL_IN_MEMORY = 6_000  # counted: at most five arrays of 256 float32 at a time, gene tokens, and what clustering takes of a cell
 BYTES_PER_TOKEN, BYTES_PER_PAIR = 25_000, 12  # of a sub-slice in the transformer: its layers and entries; the matrix of distances
@@ -28,12 +28,12 @@ def require_room(n_cells: int, max_memory: int | None, *, bytes_per_cell: int) -
         )
 
 
-def sub_slices_in(max_memory: int | None, n_cells: int) -> int:
-    """Return how many sub-slices of at most `n_cells` cells are read at once, one at least."""
-    if max_memory is None:
-        return SUB_SLICES_PER_BATCH
+def sub_slices_in(max_memory: int | None, n_cells: int, *, on_gpu: bool = False) -> int:
+    """Return how many sub-slices of at most `n_cells` cells are read at once, one at least; a GPU has memory of its own."""
+    if on_gpu or max_memory is None:
+        return SUB_SLICES_PER_BATCH["gpu" if on_gpu else "cpu"]
     room = max_memory - resident_bytes()
-    return max(1, min(SUB_SLICES_PER_BATCH, room // (n_cells * BYTES_PER_TOKEN + n_cells**2 * BYTES_PER_PAIR)))
+    return max(1, min(SUB_SLICES_PER_BATCH["cpu"], room // (n_cells * BYTES_PER_TOKEN + n_cells**2 * BYTES_PER_PAIR)))
 
 
 def resident_bytes() -> int:
@@ -84,13 +84,7 @@ def in_batches(items: Sequence[T], work: Callable[[list[T]], None], *, n_most: i
         try:
             work(batch)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise EnvironmentFault(f"memory ran out over one of the {what}; expected room for it. Free some, or use another device.") from error
-            n_most = len(batch) // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            n_most = _half(len(batch), error, what)
             continue
         start += len(batch)
     return n_most
@@ -102,11 +96,18 @@ def halving(work: Callable[[int], T], n_most: int, *, what: str) -> T:
         try:
             return work(n_most)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if n_most == 1:
-                raise EnvironmentFault(f"memory ran out over one of the {what}; expected room for it. Free some, or use another device.") from error
-            n_most //= 2
+            n_most = _half(n_most, error, what)
+
+
+def _half(n: int, error: BaseException, what: str) -> int:
+    """Half of what memory did not suffice for; raises where `error` is another one, or nothing is left to halve."""
+    if not is_out_of_memory(error):
+        raise error
+    if n == 1:
+        raise EnvironmentFault(f"memory ran out over one of the {what}; expected room for it. Free some, or use another device.") from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return n // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -81,7 +81,7 @@ def represent_cells(
             weight[rows, 0] += weights
 
     largest = max((len(rows) for rows, _ in seen), default=1)
-    in_batches(by_size, represent, n_most=sub_slices_in(max_memory, largest), what="sub-slices")
+    in_batches(by_size, represent, n_most=sub_slices_in(max_memory, largest, on_gpu=device.type != "cpu"), what="sub-slices")
     for block in row_blocks(len(total)):
         told_of = np.full((len(weight[block]), EMBEDDING_DIM), np.nan, np.float32)
         total[block] = np.divide(total[block], weight[block], out=told_of, where=weight[block] > 0)

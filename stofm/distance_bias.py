@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stofm.errors import ConfigError
 
-CHUNK = 2**14  # distances at a time where no gradient is wanted
+CHUNK, CHUNK_ON_GPU = 2**14, 2**20  # distances at a time where no gradient is wanted
 FEWEST_KNOTS, MOST_KNOTS = 2**14, 2**18
 TABLE_ERROR = 1e-4  # largest of a bias; attention weights then change by less than one part in 5,000
 
@@ -31,7 +31,8 @@ class DistanceBias(nn.Module, ABC):
             return self.formula(distance)
         if (table := self.table) is not None and len(distance) and distance.max() <= self.farthest:
             return table(distance)
-        return torch.cat([self.formula(some) for some in distance.split(CHUNK)]) if len(distance) else self.formula(distance)
+        chunk = CHUNK_ON_GPU if distance.is_cuda else CHUNK
+        return torch.cat([self.formula(some) for some in distance.split(chunk)]) if len(distance) else self.formula(distance)
 
     @property
     def table(self) -> DistanceTable | None:

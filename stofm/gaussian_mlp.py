@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-CHUNK, CHUNK_ON_GPU = 512, 2**16  # numbers; 128 Gaussians of 512 are a quarter of a megabyte, while GPUs want few and large steps
+CHUNK, CHUNK_ON_GPU = 512, 2**18  # numbers; 128 Gaussians of 512 are a quarter of a megabyte, while GPUs want few and large steps
 LEAST_EXPONENT = -75.0  # a Gaussian below e^-75 is taken for 0: such numbers and their products are denormal, and slow on CPUs
 
 

@@ -36,34 +36,13 @@ class PairState(Protocol):
 
 def pair_state(bias: SparseBias, form: Form | None = None) -> PairState:
     """Start from the pair bias, by default in the form that suits the device and the wish for gradients."""
-    if form is None:  # `fused` is to be asked for until it was tried on a GPU
+    if form is None:
         form = "concatenated" if bias.apart.is_cuda else "in_place" if torch.is_grad_enabled() else "tiles"
     forms: dict[Form, type[PairState]] = {"tiles": Tiles, "concatenated": Concatenated, "in_place": InPlace}
     return forms[form](bias)  # type: ignore[call-arg]
 
 
-class _AllLayers:
-    """Queries and keys of all layers so far, side by side: (H, T, l * D/H) after l layers."""
-
-    bias: SparseBias
-    q: Tensor | None = None
-    k: Tensor | None = None
-
-    def add(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = q.transpose(0, 1), k.transpose(0, 1)
-        self.q = q.contiguous() if self.q is None else torch.cat([self.q, q], dim=-1)
-        self.k = k.contiguous() if self.k is None else torch.cat([self.k, k], dim=-1)
-        return self.q, self.k
-
-    def scores(self, first: Tensor, second: Tensor) -> Tensor | float:
-        """Sum of the scores of all layers of pairs of tokens, (P, H)."""
-        if self.q is None or self.k is None:
-            return 0.0
-        dtype = self.bias.apart.dtype
-        return (self.q[:, first].to(dtype) * self.k[:, second].to(dtype)).sum(-1).T
-
-
-class Tiles(_AllLayers):
+class Tiles:
     """Some rows and columns at a time; keeps nothing for gradients.
 
     A sub-slice too wide for one tile is attended to by columns: for every column of tiles all rows, so that its keys and values stay in the
@@ -72,6 +51,8 @@ class Tiles(_AllLayers):
 
     def __init__(self, bias: SparseBias) -> None:
         self.bias = bias
+        self.q: Tensor | None = None  # (H, T, l * D/H) after l layers
+        self.k: Tensor | None = None
         self.bounds = torch.tensor(bias.bounds, device=bias.apart.device)
         sizes = self.bounds.diff()
         self.width = sizes.clamp(1, BLOCK // LEAST_ROWS)  # of the tiles of a sub-slice
@@ -90,11 +71,24 @@ class Tiles(_AllLayers):
         tile = self.first[b] + column // width * self.n_down[b] + row // height
         return tile * BLOCK + row % height * width + column % width
 
+    def _add(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = q.transpose(0, 1), k.transpose(0, 1)
+        self.q = q.contiguous() if self.q is None else torch.cat([self.q, q], dim=-1)
+        self.k = k.contiguous() if self.k is None else torch.cat([self.k, k], dim=-1)
+        return self.q, self.k
+
+    def _scores(self, first: Tensor, second: Tensor) -> Tensor | float:
+        """Sum of the scores of all layers of pairs of tokens, (P, H)."""
+        if self.q is None or self.k is None:
+            return 0.0
+        dtype = self.bias.apart.dtype
+        return (self.q[:, first].to(dtype) * self.k[:, second].to(dtype)).sum(-1).T
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
         if torch.is_grad_enabled():
             raise RuntimeError("the pair state in tiles keeps nothing for gradients; choose another form, or torch.no_grad()")
         dtype = self.value.dtype
-        q, k = self.add(q.to(dtype), k.to(dtype))
+        q, k = self._add(q.to(dtype), k.to(dtype))
         values = v.to(dtype).transpose(0, 1).contiguous()
         mixed = torch.zeros_like(values)
         for b, (start, stop) in enumerate(zip(self.bias.bounds, self.bias.bounds[1:], strict=False)):
@@ -137,7 +131,7 @@ class Tiles(_AllLayers):
         key = self._key(row, column)
         at = torch.searchsorted(self.key, key).clamp(max=len(self.key) - 1)
         bias = torch.where((self.key[at] == key)[:, None], self.value[:, at].T, self.bias.apart)
-        return bias + self.scores(row, self.bias.token[wanted[:, 0], wanted[:, 2]])
+        return bias + self._scores(row, self.bias.token[wanted[:, 0], wanted[:, 2]])
 
 
 class _RunningSoftmax:
@@ -162,23 +156,42 @@ class _RunningSoftmax:
         self.mixed /= self.total
 
 
-class Concatenated(_AllLayers):
-    """Plain scaled-dot-product attention with a dense bias and ever wider heads."""
+class Concatenated:
+    """Plain scaled-dot-product attention with a dense bias and ever wider heads, the tokens of a sub-slice filled up to the largest."""
 
     def __init__(self, bias: SparseBias) -> None:
-        self.bias, self.dense = bias, bias.dense()
+        self.dense, self.shape = bias.dense(), bias.is_padding.shape
+        n_tokens, n_places = bias.bounds[-1], bias.is_padding.numel()
+        self.places = None if n_tokens == n_places else (~bias.is_padding).flatten().nonzero()[:, 0]  # (T,), None: every place is a token
+        self.q: Tensor | None = None  # (B, H, N, l * D/H) after l layers
+        self.k: Tensor | None = None
+        self.mask: Tensor | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
-        is_there = ~self.bias.is_padding
+        q, k, v = (self._padded(x) for x in (q, k, v))
+        self.q = q if self.q is None else torch.cat([self.q, q], dim=-1)
+        self.k = k if self.k is None else torch.cat([self.k, k], dim=-1)
+        mask = self._mask(q.dtype)
+        mixed = F.scaled_dot_product_attention(self.q, self.k, v, attn_mask=mask, dropout_p=dropout, scale=1.0).transpose(1, 2).flatten(0, 1)
+        return mixed if self.places is None else mixed.index_select(0, self.places)
 
-        def padded(x: Tensor) -> Tensor:
-            return x.new_zeros(*is_there.shape, *x.shape[1:]).masked_scatter(is_there[..., None, None], x).transpose(1, 2)
+    def _padded(self, x: Tensor) -> Tensor:
+        """(T, H, d) -> (B, H, N, d)."""
+        if self.places is not None:
+            x = x.new_zeros(self.shape.numel(), *x.shape[1:]).index_copy(0, self.places, x)
+        return x.unflatten(0, self.shape).transpose(1, 2)
 
-        q, k = (x.transpose(0, 1) for x in self.add(q, k))
-        bias = self.dense.to(q.dtype)  # what fused kernels ask for; their softmax is in float32 whatever this is
-        mixed = F.scaled_dot_product_attention(padded(q), padded(k), padded(v), attn_mask=bias, dropout_p=dropout, scale=1.0)
-        return mixed.transpose(1, 2)[is_there]
+    def _mask(self, dtype: torch.dtype) -> Tensor:
+        """The bias in what fused kernels ask for, whose softmax is in float32 whatever this is; gradients of layers are added up in float32."""
+        if torch.is_grad_enabled() or self.dense.dtype == dtype:
+            return self.dense.to(dtype)
+        if self.mask is None:
+            self.mask = self.dense.to(dtype)
+        return self.mask
 
     def of_pairs(self, wanted: Tensor) -> Tensor:
         b, i, j = wanted.unbind(1)
-        return self.dense[b, :, i, j] + self.scores(self.bias.token[b, i], self.bias.token[b, j])
+        bias = self.dense[b, :, i, j]
+        if self.q is None or self.k is None:
+            return bias
+        return bias + (self.q[b, :, i].to(bias.dtype) * self.k[b, :, j].to(bias.dtype)).sum(-1)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from stofm.geometry import Pairs
 
+ALIGNED = 8  # numbers
+
 
 @dataclass(frozen=True, eq=False)
 class SparseBias:
@@ -62,12 +64,18 @@ class SparseBias:
         return torch.cat([self.of_pair, self.of_pair[: self.pairs.n_mutual], itself])
 
     def dense(self) -> Tensor:
-        """Return all entries, (B, H, N, N); columns of padding are -inf, but in a sub-slice of padding alone."""
+        """Return all entries, (B, H, N, N); columns of padding are -inf, but in a sub-slice of padding alone.
+
+        Rows begin at multiples of `ALIGNED` numbers, as fused kernels ask for; they would copy it otherwise, layer by layer.
+        """
         B, N = self.is_padding.shape
         head = torch.arange(len(self.apart), device=self.apart.device)
         b, i, j = (x[:, None] for x in self.pairs.entries())
         of_entry = torch.cat([self.of_pair, self.of_pair[: self.pairs.n_mutual]])  # (M, H)
-        bias = self.apart[:, None, None].expand(B, -1, N, N).index_put((b, head, i, j), of_entry)
-        bias = torch.where(torch.eye(N, dtype=torch.bool, device=bias.device), self.itself[:, None, None], bias)
+        width = -(-N // ALIGNED) * ALIGNED
+        bias = self.apart[:, None, None].expand(B, -1, N, width).index_put((b, head, i, j), of_entry)[..., :N]
+        bias.diagonal(dim1=2, dim2=3).copy_(self.itself[:, None])
+        if self.bounds[-1] == B * N:
+            return bias
         is_padding = self.is_padding & ~self.is_padding.all(dim=1, keepdim=True)
-        return bias.masked_fill(is_padding[:, None, None, :], -torch.inf)
+        return bias.masked_fill_(is_padding[:, None, None, :], -torch.inf)

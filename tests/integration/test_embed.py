@@ -94,7 +94,7 @@ def test_budget_and_batches_change_no_embedding(words, tmp_path, monkeypatch):
     succeed(*words)
     usual = anndata.read_h5ad(tmp_path / "out/one.h5ad").obsm["X_stofm"].astype(np.float64)
     for n_most in (1, 5):
-        monkeypatch.setattr(memory, "SUB_SLICES_PER_BATCH", n_most)
+        monkeypatch.setitem(memory.SUB_SLICES_PER_BATCH, "cpu", n_most)
         succeed(*words, "--overwrite", "--keep-cell-embeddings", "--max-memory", f"{4 + n_most}GB")
         other = anndata.read_h5ad(tmp_path / "out/one.h5ad").obsm["X_stofm"].astype(np.float64)
         cosine = (usual * other).sum(axis=1) / np.linalg.norm(usual, axis=1) / np.linalg.norm(other, axis=1)

@@ -15,7 +15,7 @@ from synth import pairs_of_tokens, random_record
 
 from corpus.readers import read_slice
 from corpus.slice import SliceSpec
-from downstream.embedding import SliceEmbedding, embed_slice, load_embedder
+from downstream.embedding import Embedder, SliceEmbedding, embed_slice, load_embedder
 from pretrain.config import JointStageConfig, PretrainConfig
 from pretrain.run_log import read_run_log
 from stofm.batch import SubSliceBatch, collate
@@ -88,8 +88,8 @@ def test_every_gradient_is_that_of_a_cpu(model, batch, form):
         assert (found[name] - value).norm() <= 1e-3 * value.norm() + 1e-7, name
 
 
-def embedded(tiny_run: Path, path: Path, device: str) -> SliceEmbedding:
-    return embed_slice(read_slice(SliceSpec(path=str(path))), load_embedder(tiny_run / "model", device=device))
+def embedded(embedder: Embedder, path: Path) -> SliceEmbedding:
+    return embed_slice(read_slice(SliceSpec(path=str(path))), embedder)
 
 
 def farthest(first: SliceEmbedding, second: SliceEmbedding) -> float:
@@ -99,12 +99,13 @@ def farthest(first: SliceEmbedding, second: SliceEmbedding) -> float:
 
 
 def test_a_slice_is_embedded_as_on_a_cpu(tiny_run, simulated_paths):
-    one, other = (embedded(tiny_run, simulated_paths[0], device) for device in ("cpu", "cuda"))
+    one, other = (embedded(load_embedder(tiny_run / "model", device=device), simulated_paths[0]) for device in ("cpu", "cuda"))
     assert farthest(one, other) < MOST_COSINE[torch.float32]
 
 
 def test_where_memory_of_the_gpu_runs_out_batches_shrink_and_nothing_else_changes(tiny_run, simulated_paths, monkeypatch):
-    whole, sizes, forward = embedded(tiny_run, simulated_paths[0], "cuda"), [], CellEncoder.forward
+    embedder, sizes, forward = load_embedder(tiny_run / "model", device="cuda"), [], CellEncoder.forward
+    whole = embedded(embedder, simulated_paths[0])
 
     def counted(self: CellEncoder, tokens: torch.Tensor) -> torch.Tensor:
         sizes.append(len(tokens))
@@ -112,12 +113,13 @@ def test_where_memory_of_the_gpu_runs_out_batches_shrink_and_nothing_else_change
 
     monkeypatch.setattr(CellEncoder, "forward", counted)
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 24e6) / torch.cuda.get_device_properties(0).total_memory)
+    room = 12e6  # arrays of more than a megabyte come in blocks of 20
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + room) / torch.cuda.get_device_properties(0).total_memory)
     try:
-        found = embedded(tiny_run, simulated_paths[0], "cuda")
+        found = embedded(embedder, simulated_paths[0])
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert sizes[0] > 2 * sizes[-1], "memory was not scarce"
+    assert len(sizes) > 2, "memory was not scarce"
     assert farthest(whole, found) < MOST_COSINE[torch.float32]
 
 
@@ -132,7 +134,9 @@ def losses(config: PretrainConfig, **environment: str) -> list[dict[str, float]]
 
 @pytest.mark.parametrize(("precision", "within"), [("no", 1e-3), ("bf16", 5e-2)])
 def test_training_goes_as_on_a_cpu(tiny_run_config, tmp_path, precision, within):
-    config = tiny_run_config.model_copy(update={"precision": precision, "log_every": 1, "joint_stage": JointStageConfig(max_steps=4)})
+    no_dropout = tiny_run_config.se2_transformer.model_copy(update={"dropout": 0.0})  # devices draw other numbers
+    every_stage = {"joint_stage": JointStageConfig(max_steps=4), "se2_transformer": no_dropout}
+    config = tiny_run_config.model_copy(update={"precision": precision, "log_every": 1, **every_stage})
     on_cpu = losses(config.model_copy(update={"out": str(tmp_path / "cpu"), "precision": "no"}), CUDA_VISIBLE_DEVICES="")
     on_gpu = losses(config.model_copy(update={"out": str(tmp_path / "gpu")}))
     assert len(on_gpu) == len(on_cpu) == 12
