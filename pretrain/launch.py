@@ -20,6 +20,7 @@ def make_accelerator(config: PretrainConfig) -> Accelerator:
     """Join the group of processes that a launcher started; `ConfigError` if it is not one that training can use."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ConfigError("launch: found FSDP in the settings of accelerate; expected none there. Set `sharding: fsdp2`, and start it as for DDP.")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every shape, and hardly two micro-batches have the same
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.precision)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ConfigError(

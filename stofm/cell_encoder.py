@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from stofm.config import FrozenModel
 from stofm.errors import CheckpointError, located, one_line
 from stofm.fields import EMBEDDING_DIM, PAD_TOKEN
+from stofm.first_layer import FirstLayer, first_layer
 from stofm.gene_tokens import LEVEL_SHIFT, N_LEVELS, GeneTokens
-from stofm.packed import PackedLinear, can_pack, packed
+from stofm.packed import can_pack, pack
 from stofm.weights import load_weights, read_weights
 
 if TYPE_CHECKING:
@@ -48,7 +50,11 @@ class CellEncoder(nn.Module):
     ----------
     left_out : tuple of str
         Weights of the folder that it was read from which have no place in it, as a pooler's.
+    first_layer : FirstLayer or None
+        Of a copy for inference: stands for the start of tokens and the first layer.
     """
+
+    first_layer: FirstLayer | None = None
 
     def __init__(self, bert_config: BertConfig) -> None:
         from transformers import BertModel
@@ -141,11 +147,14 @@ class CellEncoder(nn.Module):
         """
         from transformers.masking_utils import create_bidirectional_mask
 
-        genes, bert = gene_of(tokens), self.bert
+        genes, levels, bert = gene_of(tokens), self._levels(tokens), self.bert
         is_token = genes != PAD_TOKEN
-        states = bert.embeddings(input_ids=genes, token_type_ids=self._levels(tokens))
-        mask = create_bidirectional_mask(config=bert.config, inputs_embeds=states, attention_mask=is_token.long())
+        mask = create_bidirectional_mask(config=bert.config, inputs_embeds=is_token[..., None].float(), attention_mask=is_token.long())
         *others, last = list[Any](bert.encoder.layer)
+        if self.first_layer is None:
+            states = bert.embeddings(input_ids=genes, token_type_ids=levels)
+        else:
+            states, others = self.first_layer(genes, levels, mask), others[1:]
         for layer in others:
             states = layer(states, mask)
         cls, mixed = states[:, :1], _read_by_first(last.attention.self, states, is_token)
@@ -160,17 +169,16 @@ class CellEncoder(nn.Module):
         """Map (B, T) int64 tokens with their levels (`GeneTokens.padded`) to (B, 256) unit vectors."""
         return self.embed(self.at_cls(tokens))
 
-    def for_inference(self) -> CellEncoder:
-        """Return a copy of equal results that is faster where it can be; it has no gradients and does not see later changes of weights."""
-        from transformers.activations import GELUActivation
+    def for_inference(self, tokens: GeneTokens, *, cls_token: int) -> CellEncoder:
+        """Return a copy in evaluation mode that embeds these cells as this encoder does, faster where it can; it has no gradients.
 
+        Later changes of weights are not seen.
+        """
         if not can_pack(self):
             return self
-        copy = packed(self)
-        for layer in copy.bert.encoder.layer:
-            up = layer.intermediate
-            if type(up.intermediate_act_fn) is GELUActivation and isinstance(up.dense, PackedLinear):
-                up.dense, up.intermediate_act_fn = PackedLinear(up.dense, "gelu"), nn.Identity()
+        copy = deepcopy(self, {id(weight): weight for weight in self.parameters()}).eval()  # weights are shared
+        copy.first_layer = first_layer(copy.bert, tokens, cls_token=cls_token)
+        pack(copy.bert)
         return copy
 
     def _levels(self, tokens: Tensor) -> Tensor | None:
@@ -219,7 +227,7 @@ def embed_cells(
         In the order of the cells; `into`, an array or what is indexed like one, if it is given.
     """
     device = next(encoder.parameters()).device
-    encoder = encoder.for_inference()
+    encoder = encoder.for_inference(tokens, cls_token=cls_token)
     budget = tokens_per_batch or TOKENS_PER_BATCH["cpu" if device.type == "cpu" else "gpu"]
     embeddings = np.empty((len(tokens.lengths), EMBEDDING_DIM), np.float32) if into is None else into
     for cells in batches_by_length(tokens.lengths + 1, budget):
