@@ -33,7 +33,7 @@ from pretrain.trackers import Trackers
 from pretrain.watch import alarm_of, spread_of
 from stofm.errors import DataError, Stopped
 
-N_AHEAD = 4  # micro-batches made while one is used
+N_AHEAD, THREADS_FOR_GPU = 4, 4  # micro-batches made while one is used, and in how many threads where the model leaves the processor free
 
 
 def run_stage(
@@ -48,6 +48,7 @@ def run_stage(
         If SIGTERM or SIGUSR1 came; a checkpoint of the step at hand was written.
     """
     n_micro, n_ranks, rank, device = stage.config.n_micro_batches, accelerator.num_processes, accelerator.process_index, accelerator.device
+    n_threads = 1 if device.type == "cpu" else THREADS_FOR_GPU
     checkpoints, is_main, is_sharded = folder / "checkpoints", accelerator.is_main_process, config.sharding == "fsdp2" and n_ranks > 1
     last = newest_checkpoint(checkpoints, stage.name, run=run, warn=callbacks.report)
     if last is None:
@@ -76,7 +77,7 @@ def run_stage(
                 with whole():
                     stage.refresh(border, step)
                 ahead = [number for later in range(step, stage.border_after(step)) for number in numbers(later)]
-                batches = read_ahead(lambda number: stage.micro_batch(units(number)), ahead, n_ahead=N_AHEAD)
+                batches = read_ahead(lambda number: stage.micro_batch(units(number)), ahead, n_ahead=N_AHEAD, n_threads=n_threads)
             with meter.waiting():
                 micro_batches = [next(batches) for _ in numbers(step)]
             counts = _total([batch.counts() for batch in micro_batches], accelerator)  # over micro-batches and processes, before any loss
