@@ -10,8 +10,10 @@ import math
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from corpus.loader import Record
 from corpus.slice import FloatArray
 from corpus.view import View
 from pretrain.context import context_of_cells, own_of_cells
@@ -25,7 +27,7 @@ from stofm.pair_bias import REACH_UM, PairBias
 from stofm.se2_transformer import SE2Layer, SE2Transformer
 
 MOST_RECORDS, RECORDS_TO_FIT = 200, 32
-OWN_AXES, NEAR_AXES, TISSUE_AXES = 60, 16, 4  # of every sub-slice: those that cells, neighbours' means and virtual cells are told on
+OWN_AXES, TISSUE_AXES = 60, 4  # of every sub-slice: those that cells and virtual cells are told on; neighbours' means on those they are alike on
 LEAST_LENGTH = 1e-2  # of an axis beside the first
 RIDGE = 1e-2  # of the mean square of a dimension
 N_NEAR, MOST_RINGS = 32, 2  # dimensions of the neighbours' mean, and of the means of means that further layers make
@@ -38,7 +40,8 @@ def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: in
     """Set an untrained transformer to tell of every cell, each in dimensions of its own, what can be read off its surroundings by means.
 
     - The cell's own embedding, on most of its axes.
-    - The leading axes of its neighbours' mean, which head 0 of the first layer finds; and of the mean of that, by the second layer's.
+    - Its neighbours' mean, on the axes along which neighbours are alike, which head 0 of the first layer finds; and the mean of that, by the
+      second layer's.
     - Leading axes of the virtual cells around it, at the reaches of the heads that read them.
 
     Attention goes by the pair bias alone until keys are learned; what other heads and the feed-forward layers add starts at zero.
@@ -48,7 +51,7 @@ def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: in
     view : View
         Of the corpus as the encoder embeds it; the axes are found on some of its sub-slices.
     """
-    middle, of_records = _sample(view, seed)
+    middle, of_records, of_neighbors = _sample(transformer, view, seed)
     if not of_records:
         return
     layers: list[SE2Layer] = list(transformer.layers)  # type: ignore[arg-type]
@@ -57,7 +60,7 @@ def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: in
     n_rings, readers = min(MOST_RINGS, len(layers)), range(1, transformer.config.n_heads, 2)
     n_own = EMBEDDING_DIM - n_rings * n_near - len(readers) * n_tissue
 
-    own = nearest_basis(_shared(of_records, n_own))
+    own = nearest_basis(_shared(of_records, n_own, of=EMBEDDING_DIM))
     read = transformer.embedding_layer
     read.weight.zero_()[:n_own] = own.mT
     read.bias.zero_()[:n_own] = -(middle @ own) * EMBEDDING_DIM**0.5
@@ -65,8 +68,8 @@ def start_from_surroundings(transformer: SE2Transformer, view: View, *, seed: in
         for linear in (layer.self_attn.k_proj, layer.self_attn.out_proj, layer.fc2):
             linear.weight.zero_()
             linear.bias.zero_()
-    of_own = [axes @ own.numpy() for axes in of_records]
-    near, far = (_shared([axes[:n_axes] for axes in of_own], n_dims) for n_axes, n_dims in ((NEAR_AXES, n_near), (TISSUE_AXES, n_tissue)))
+    near = _shared([axes @ own.numpy() for axes in of_neighbors], n_near, of=n_own)
+    far = _shared([axes[:TISSUE_AXES] @ own.numpy() for axes in of_records], n_tissue, of=n_own)
     place = n_own
     for number in range(n_rings):
         _hand_on(layers[number], 0, torch.eye(n_near) if number else near, place, start=place - n_near if number else 0)
@@ -118,9 +121,54 @@ def nearest_basis(axes: Tensor) -> Tensor:
     return axes @ (left @ right).mT
 
 
-def _shared(of_records: list[FloatArray], n_dims: int) -> Tensor:
-    """(D, n_dims) float32, the last ones 0 where cells vary in fewer (`shared_axes`)."""
-    found = shared_axes(of_records, n_dims)
+def alike_axes(x: FloatArray, neighbor_mean: csr_matrix, rng: np.random.Generator) -> FloatArray:
+    """Axes along which neighbours are alike: means of neighbours differ more along them than means of cells that lie together by chance.
+
+    Parameters
+    ----------
+    x : (n, D) float64
+        Of each cell; the mean of all is 0.
+    neighbor_mean : (n, n)
+        Takes the mean over the neighbours of each cell, which it is not one of.
+    rng : Generator
+        Puts the cells at other places, once.
+
+    Returns
+    -------
+    (k, D) float64
+        Orthogonal, the leading one first, as long as the fourth roots of what their means vary by beyond chance. As many as vary by more than any
+        axis does among cells at other places (parallel analysis, Horn 1965), none where nothing does.
+    """
+    axes = np.linalg.svd(x, full_matrices=False)[2][:OWN_AXES]
+    scores = x @ axes.T  # (n, p)
+    by_chance = scores.T @ scores * (neighbor_mean.multiply(neighbor_mean).sum() / len(x))
+
+    def beyond_chance(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+        means = neighbor_mean @ scores
+        means -= means.mean(axis=0)
+        return np.linalg.eigh(means.T @ means - by_chance)  # ascending
+
+    values, turned = beyond_chance(scores)
+    is_alike = values > max(0.0, beyond_chance(rng.permutation(scores))[0][-1])
+    values, turned = values[is_alike][::-1], turned[:, is_alike][:, ::-1]
+    return (values / values.max(initial=0.0))[:, None] ** 0.25 * (turned.T @ axes)
+
+
+def _neighbor_mean(transformer: SE2Transformer, arrays: Record) -> csr_matrix:
+    """(n, n) mean over the cells that each cell of a record is paired with; a row of zeros where there are none."""
+    batch = collate([arrays])
+    pairs, is_cell = transformer.find_pairs(batch), batch.is_cell[0].numpy()
+    first, second = (one.numpy()[is_cell[pairs.first] & is_cell[pairs.second]] for one in (pairs.first, pairs.second))
+    n = int(is_cell.sum())
+    ends = np.concatenate([first, second]), np.concatenate([second, first])
+    n_each = np.bincount(ends[0], minlength=n)
+    return csr_matrix((1 / n_each[ends[0]], ends), shape=(n, n))
+
+
+def _shared(of_records: list[FloatArray], n_dims: int, *, of: int) -> Tensor:
+    """(of, n_dims) float32, the last ones 0 where cells vary in fewer (`shared_axes`)."""
+    some = [axes for axes in of_records if len(axes)]
+    found = shared_axes(some, n_dims) if some else np.empty((of, 0))
     return torch.from_numpy(np.pad(found, ((0, 0), (0, n_dims - found.shape[1])))).float()
 
 
@@ -143,21 +191,24 @@ def _attend_to_neighbors(bias: PairBias) -> None:
         constant[0] = NEIGHBORS_ALONE
 
 
-def _sample(view: View, seed: int) -> tuple[Tensor, list[FloatArray]]:
-    """Middle, (256,), of the embeddings of some sub-slices; and of each that is not all alike its principal axes, (k, 256), first one first.
+def _sample(transformer: SE2Transformer, view: View, seed: int) -> tuple[Tensor, list[FloatArray], list[FloatArray]]:
+    """Middle, (256,), of the embeddings of some sub-slices; of each that is not all alike its principal axes, (k, 256), and its `alike_axes`.
 
-    They are as long as the roots of their spreads. Rounding, which differs between numbers of processes, does not decide on axes that
+    Principal axes are as long as the roots of their spreads. Rounding, which differs between numbers of processes, does not decide on axes that
     hardly anything lies along.
     """
-    means, of_records = [np.zeros(EMBEDDING_DIM)], []
+    means, of_records, of_neighbors = [np.zeros(EMBEDDING_DIM)], [], []
     for record in _some_records(view, seed, MOST_RECORDS):
-        embeddings: FloatArray = view.read(record)[CELL_EMBEDDINGS].astype(np.float64)
+        arrays = view.read(record)
+        embeddings: FloatArray = arrays[CELL_EMBEDDINGS].astype(np.float64)
         means.append(embeddings.mean(axis=0))
-        _, lengths, axes = np.linalg.svd(embeddings - means[-1], full_matrices=False)
+        embeddings -= means[-1]
+        _, lengths, axes = np.linalg.svd(embeddings, full_matrices=False)
         if lengths[0] > 0:
             lengths = lengths[:OWN_AXES] / lengths[0]
             of_records.append((np.sqrt(lengths)[:, None] * axes[:OWN_AXES])[lengths > LEAST_LENGTH])
-    return torch.from_numpy(np.mean(means[1:] or means, axis=0)).float(), of_records
+            of_neighbors.append(alike_axes(embeddings, _neighbor_mean(transformer, arrays), generator(seed, 3, record)))
+    return torch.from_numpy(np.mean(means[1:] or means, axis=0)).float(), of_records, of_neighbors
 
 
 def _some_records(view: View, seed: int, n: int) -> list[int]:

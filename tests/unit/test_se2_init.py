@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from corpus.view import View
 from pretrain.config import SE2StageConfig
 from pretrain.context import context_of_cells, own_of_cells
 from pretrain.objectives import SE2Objectives
-from pretrain.se2_init import N_NEAR, N_TISSUE, fit_heads, nearest_basis, start_from_surroundings
+from pretrain.se2_init import N_NEAR, N_TISSUE, alike_axes, fit_heads, nearest_basis, start_from_surroundings
 from pretrain.stages import se2_stage
 from stofm.batch import collate
 from stofm.fields import CELL_EMBEDDINGS, EMBEDDING_DIM
@@ -110,3 +111,41 @@ def test_cells_that_are_all_alike_leave_the_model_as_it_was(view: View, monkeypa
     monkeypatch.setattr(View, "read", lambda *_: record)
     after = started(view, n_layers=1).state_dict()
     assert all(torch.equal(values, after[name]) for name, values in before.items())
+
+
+def on_a_ring(n: int, n_neighbors: int) -> csr_matrix:
+    """The mean over the cells on both sides, of cells on a ring."""
+    steps = [step for step in range(-n_neighbors // 2, n_neighbors // 2 + 1) if step]
+    rows = np.repeat(np.arange(n), len(steps))
+    columns = (rows + np.tile(steps, n)) % n
+    return csr_matrix((np.full(len(rows), 1 / len(steps)), (rows, columns)), shape=(n, n))
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    return x - x.mean(axis=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_axes_are_those_that_neighbours_share_and_no_more(seed: int) -> None:
+    """Two waves along a ring, weak beside what single cells differ in."""
+    rng, n = np.random.default_rng(seed), 600
+    turned = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    waves = np.stack([np.sin(2 * np.pi * np.arange(n) / n), np.cos(4 * np.pi * np.arange(n) / n)], axis=1)
+    x = centred(waves @ turned[:2] + rng.normal(size=(n, 20)) @ np.diag(np.linspace(2, 0.5, 20)) @ turned)
+    axes = alike_axes(x, on_a_ring(n, 16), rng)
+    assert 2 <= len(axes) <= 3  # at times one more lies along chance
+    unit = axes / np.linalg.norm(axes, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit @ unit.T, np.eye(len(axes)), atol=1e-9)
+    assert np.linalg.norm(unit[:2] @ turned[:2].T, axis=1).min() > 0.8
+    assert (np.diff(np.linalg.norm(axes, axis=1)) <= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cells_that_lie_by_chance_share_next_to_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = centred(rng.normal(size=(400, 20)))
+    assert len(alike_axes(x, on_a_ring(400, 16), rng)) <= 3
+
+
+def test_cells_without_neighbours_share_no_axis() -> None:
+    assert alike_axes(centred(np.random.default_rng(0).normal(size=(30, 20))), csr_matrix((30, 30)), np.random.default_rng(0)).shape == (0, 20)
