@@ -126,7 +126,7 @@ def alike_axes(x: FloatArray, neighbor_mean: csr_matrix, rng: np.random.Generato
 
     Parameters
     ----------
-    x : (n, D) float64
+    x : (n, p) float64
         Of each cell; the mean of all is 0.
     neighbor_mean : (n, n)
         Takes the mean over the neighbours of each cell, which it is not one of.
@@ -135,34 +135,30 @@ def alike_axes(x: FloatArray, neighbor_mean: csr_matrix, rng: np.random.Generato
 
     Returns
     -------
-    (k, D) float64
+    (k, p) float64
         Orthogonal, the leading one first, as long as the fourth roots of what their means vary by beyond chance. As many as vary by more than any
         axis does among cells at other places (parallel analysis, Horn 1965), none where nothing does.
     """
-    axes = np.linalg.svd(x, full_matrices=False)[2][:OWN_AXES]
-    scores = x @ axes.T  # (n, p)
-    by_chance = scores.T @ scores * (neighbor_mean.multiply(neighbor_mean).sum() / len(x))
+    by_chance = x.T @ x * (neighbor_mean.multiply(neighbor_mean).sum() / len(x))
 
-    def beyond_chance(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-        means = neighbor_mean @ scores
+    def beyond_chance(x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        means = neighbor_mean @ x
         means -= means.mean(axis=0)
         return np.linalg.eigh(means.T @ means - by_chance)  # ascending
 
-    values, turned = beyond_chance(scores)
-    is_alike = values > max(0.0, beyond_chance(rng.permutation(scores))[0][-1])
-    values, turned = values[is_alike][::-1], turned[:, is_alike][:, ::-1]
-    return (values / values.max(initial=0.0))[:, None] ** 0.25 * (turned.T @ axes)
+    values, axes = beyond_chance(x)
+    is_alike = values > max(0.0, beyond_chance(rng.permutation(x))[0][-1])
+    values, axes = values[is_alike][::-1], axes[:, is_alike][:, ::-1]
+    return (values / values.max(initial=0.0))[:, None] ** 0.25 * axes.T
 
 
 def _neighbor_mean(transformer: SE2Transformer, arrays: Record) -> csr_matrix:
     """(n, n) mean over the cells that each cell of a record is paired with; a row of zeros where there are none."""
     batch = collate([arrays])
-    pairs, is_cell = transformer.find_pairs(batch), batch.is_cell[0].numpy()
-    first, second = (one.numpy()[is_cell[pairs.first] & is_cell[pairs.second]] for one in (pairs.first, pairs.second))
+    is_cell, (_, i, j) = batch.is_cell[0], transformer.find_pairs(batch).entries()
+    ends = tuple(one[is_cell[i] & is_cell[j]].numpy() for one in (i, j))
     n = int(is_cell.sum())
-    ends = np.concatenate([first, second]), np.concatenate([second, first])
-    n_each = np.bincount(ends[0], minlength=n)
-    return csr_matrix((1 / n_each[ends[0]], ends), shape=(n, n))
+    return csr_matrix((1 / np.bincount(ends[0], minlength=n)[ends[0]], ends), shape=(n, n))
 
 
 def _shared(of_records: list[FloatArray], n_dims: int, *, of: int) -> Tensor:
@@ -205,9 +201,9 @@ def _sample(transformer: SE2Transformer, view: View, seed: int) -> tuple[Tensor,
         embeddings -= means[-1]
         _, lengths, axes = np.linalg.svd(embeddings, full_matrices=False)
         if lengths[0] > 0:
-            lengths = lengths[:OWN_AXES] / lengths[0]
-            of_records.append((np.sqrt(lengths)[:, None] * axes[:OWN_AXES])[lengths > LEAST_LENGTH])
-            of_neighbors.append(alike_axes(embeddings, _neighbor_mean(transformer, arrays), generator(seed, 3, record)))
+            lengths, axes = lengths[:OWN_AXES] / lengths[0], axes[:OWN_AXES]
+            of_records.append((np.sqrt(lengths)[:, None] * axes)[lengths > LEAST_LENGTH])
+            of_neighbors.append(alike_axes(embeddings @ axes.T, _neighbor_mean(transformer, arrays), generator(seed, 3, record)) @ axes)
     return torch.from_numpy(np.mean(means[1:] or means, axis=0)).float(), of_records, of_neighbors
 
 
