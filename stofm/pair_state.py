@@ -42,6 +42,11 @@ def pair_state(bias: SparseBias, form: Form | None = None) -> PairState:
     return forms[form](bias)  # type: ignore[call-arg]
 
 
+def _beside(before: Tensor | None, x: Tensor) -> Tensor:
+    """Queries or keys of one more layer, beside those of the layers before it."""
+    return x if before is None else torch.cat([before, x], dim=-1)
+
+
 class Tiles:
     """Some rows and columns at a time; keeps nothing for gradients.
 
@@ -71,12 +76,6 @@ class Tiles:
         tile = self.first[b] + column // width * self.n_down[b] + row // height
         return tile * BLOCK + row % height * width + column % width
 
-    def _add(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = q.transpose(0, 1), k.transpose(0, 1)
-        self.q = q.contiguous() if self.q is None else torch.cat([self.q, q], dim=-1)
-        self.k = k.contiguous() if self.k is None else torch.cat([self.k, k], dim=-1)
-        return self.q, self.k
-
     def _scores(self, first: Tensor, second: Tensor) -> Tensor | float:
         """Sum of the scores of all layers of pairs of tokens, (P, H)."""
         if self.q is None or self.k is None:
@@ -88,7 +87,8 @@ class Tiles:
         if torch.is_grad_enabled():
             raise RuntimeError("the pair state in tiles keeps nothing for gradients; choose another form, or torch.no_grad()")
         dtype = self.value.dtype
-        q, k = self._add(q.to(dtype), k.to(dtype))
+        q, k = (x.to(dtype).transpose(0, 1).contiguous() for x in (q, k))
+        self.q, self.k = q, k = _beside(self.q, q), _beside(self.k, k)
         values = v.to(dtype).transpose(0, 1).contiguous()
         mixed = torch.zeros_like(values)
         for b, (start, stop) in enumerate(zip(self.bias.bounds, self.bias.bounds[1:], strict=False)):
@@ -169,8 +169,7 @@ class Concatenated:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
         q, k, v = (self._padded(x) for x in (q, k, v))
-        self.q = q if self.q is None else torch.cat([self.q, q], dim=-1)
-        self.k = k if self.k is None else torch.cat([self.k, k], dim=-1)
+        self.q, self.k = _beside(self.q, q), _beside(self.k, k)
         mask = self._mask(q.dtype)
         mixed = F.scaled_dot_product_attention(self.q, self.k, v, attn_mask=mask, dropout_p=dropout, scale=1.0).transpose(1, 2).flatten(0, 1)
         return mixed if self.places is None else mixed.index_select(0, self.places)

@@ -158,19 +158,17 @@ def run_of(folder: Path, size: Size, name: str, n_processes: int) -> tuple[float
         se2_transformer=SE2TransformerConfig(n_layers=2), log_every=size.n_steps,
         se2_stage=SE2StageConfig(epochs=1000, max_steps=2 * size.n_steps, n_micro_batches=2),
     )  # fmt: skip
-    (folder / f"{name}.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    here = Path(sys.executable).parent
-    launcher = [here / "torchrun", "--standalone", "--nproc_per_node", str(n_processes), "--no-python"] if n_processes > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*launcher, here / "stofm", "train", folder / f"{name}.yaml"], env=environment, check=True, capture_output=True)
-    line = [one for one in read_run_log(folder / name / "losses.jsonl") if one["stage"] == "se2"][-1]
+    launcher = ["torchrun", "--standalone", "--nproc_per_node", str(n_processes), "--no-python"] if n_processes > 1 else []
+    line = last_lines(config, *launcher, OMP_NUM_THREADS="1")["se2"]
     return line["cells_per_second"], line["data_wait_share"]
 
 
-def stages_of(folder: Path, config: PretrainConfig) -> dict[str, dict[str, float]]:
+def last_lines(config: PretrainConfig, *launcher: str, **environment: str) -> dict[str, dict[str, float]]:
     """What a run of `stofm train` says last of each of its stages."""
-    (folder / "stages.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    subprocess.run([sys.executable, "-c", "from tools.cli import main; main()", "train", folder / "stages.yaml"], check=True)
+    written, programs = Path(config.out).with_suffix(".yaml"), Path(sys.executable).parent
+    written.write_text(config.to_yaml(), encoding="utf-8")
+    words = [*(launcher and (programs / launcher[0], *launcher[1:])), programs / "stofm", "train", written]
+    subprocess.run(words, env=os.environ | environment, check=True, capture_output=True)
     return {line["stage"]: line for line in read_run_log(Path(config.out) / "losses.jsonl")}
 
 
@@ -230,7 +228,7 @@ def test_a_gpu_does_not_wait_for_data(tmp_path: Path) -> None:
         se2_stage=SE2StageConfig(epochs=1000, max_steps=2 * ON_GPU.n_steps, sub_slices_per_micro_batch=16),
         joint_stage=JointStageConfig(epochs=1000, max_steps=2 * ON_GPU.n_steps, tokens_per_chunk=65_536, refresh_every=1000),
     )  # fmt: skip
-    stages = stages_of(tmp_path, config)
+    stages = last_lines(config)
     rows = [
         f"| {name} | {line['cells_per_second']:,.0f} | {line['tokens_per_second']:,.0f} | {line['data_wait_share']:.1%} | {line['peak_share']:.1%} | "
         f"{line['memory_mb']:,.0f} |"

@@ -54,16 +54,6 @@ def timing_rows(seconds: Mapping[str, Sequence[float]], *, slow: str) -> list[st
     ]
 
 
-def synced(function: Callable[[], object]) -> Callable[[], object]:
-    """The same function, done only when the GPU is."""
-
-    def run() -> None:
-        function()
-        torch.cuda.synchronize()
-
-    return run
-
-
 def write_report(theme: str, lines: Sequence[str], *, work: object, packages: Sequence[str], on_gpu: bool = False) -> None:
     """Keep a run as ``results/<theme>_cpu_<date>.md``, or ``_gpu_``: the lines given, then command, work, commit, versions and machine."""
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
